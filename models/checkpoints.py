@@ -1,0 +1,126 @@
+"""A checkpoint is one folder that loads anywhere.
+
+config.json        the backbone's configuration, the exits, the number of labels, task and method
+model.safetensors  every parameter, once
+training.json      how it came to be: specs, seed, data hash and counts, curves, seconds
+...                the tokenizer's own files
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import PreTrainedTokenizerFast
+
+from models.config import UserError
+from models.families import family_of
+from models.network import ExitsConfig, MultiExitNetwork
+
+CONFIG, WEIGHTS, TRAINING = "config.json", "model.safetensors", "training.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained multi-exit network with its tokenizer and history."""
+
+    network: MultiExitNetwork
+    tokenizer: PreTrainedTokenizerFast
+    config: dict[str, Any]
+    training: dict[str, Any]
+    hash: str
+
+
+def save_checkpoint(
+    folder: Path,
+    network: MultiExitNetwork,
+    tokenizer: PreTrainedTokenizerFast,
+    config: dict[str, Any],
+    training: dict[str, Any],
+) -> None:
+    """Write a checkpoint folder; `config` and `training` are json-able additions to what the network itself says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(str(folder))
+    described = {
+        "schema": "exitbench/checkpoint/1",
+        "backbone": network.backbone.config.to_diff_dict() | {"model_type": network.backbone.config.model_type},
+        "exits": network.exits_config.model_dump(),
+        "num_labels": network.num_labels,
+    }
+    (folder / CONFIG).write_text(json.dumps(described | config, indent=2))
+    (folder / TRAINING).write_text(json.dumps(training, indent=2))
+    # Written last: a folder without weights is not a checkpoint.
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether the folder holds a finished checkpoint."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint folder; the network is in evaluation mode.
+
+    Raises:
+        UserError: when a file is missing, truncated, or does not fit the others.
+    """
+    if not is_checkpoint(folder):
+        raise UserError(f"checkpoint {str(folder)!r} must hold {CONFIG} and {WEIGHTS}; it does not: train it again")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        training = json.loads((folder / TRAINING).read_text())
+        backbone_config = AutoConfig.for_model(**config["backbone"])
+        # Eager attention is plain matrix products and a softmax, which every exporter and kernel library handles.
+        backbone = AutoModel.from_config(backbone_config, attn_implementation="eager")
+        network = MultiExitNetwork(backbone, ExitsConfig(**config["exits"]), config["num_labels"])
+        network.load_state_dict(load_file(folder / WEIGHTS))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, ValidationError, SafetensorError) as error:
+        raise UserError(
+            f"checkpoint {str(folder)!r} cannot be read, it is truncated or altered: {str(error).splitlines()[0]}; "
+            "delete the folder and train again"
+        ) from error
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    return Checkpoint(network.eval(), tokenizer, config, training, digest)
+
+
+def load_classifier(
+    source: str, exits: ExitsConfig, num_labels: int
+) -> tuple[MultiExitNetwork, PreTrainedTokenizerFast]:
+    """A plain fine-tuned classifier (BERT, RoBERTa or ALBERT) as a network whose last exit is its own classifier.
+
+    Args:
+        source: hub name or local folder that `AutoModelForSequenceClassification` loads.
+        exits: must have a pooler per exit, so that the classifier's own stays as it is.
+        num_labels: what the task needs; the classifier must answer as many.
+
+    Raises:
+        UserError: when it cannot be read or answers another number of classes.
+    """
+    try:
+        classifier: Any = AutoModelForSequenceClassification.from_pretrained(source, attn_implementation="sdpa")
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"classifier {source!r} is neither a readable local folder nor a reachable hub model "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    if classifier.config.num_labels != num_labels:
+        raise UserError(
+            f"classifier {source!r} answers {classifier.config.num_labels} labels; the task has {num_labels}"
+        )
+    backbone = classifier.base_model
+    if classifier.config.model_type == "roberta":  # its head holds pooler and classifier
+        pooler, head = classifier.classifier.dense, classifier.classifier.out_proj
+    else:
+        pooler, head = family_of(backbone).pooler(backbone), classifier.classifier
+    network = MultiExitNetwork(backbone, exits, num_labels)
+    for own in network.poolers:
+        own.load_state_dict(pooler.state_dict())
+    network.classifiers[-1].load_state_dict(head.state_dict())
+    return network, tokenizer

@@ -1,0 +1,22 @@
+"""What this CPU can do, from /proc/cpuinfo."""
+
+from functools import cache
+from pathlib import Path
+
+# Flags that decide which INT8 and bfloat16 kernels run.
+KERNEL_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+
+
+@cache
+def isa_flags() -> frozenset[str]:
+    """The CPU flags the kernel reports; empty where /proc/cpuinfo does not exist or is not x86."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return frozenset()
+    lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    return frozenset(next((value.split() for key, _, value in lines if key.strip() == "flags"), []))
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware."""
+    return bool({"avx512_bf16", "amx_bf16"} & isa_flags())

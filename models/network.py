@@ -1,0 +1,117 @@
+"""The multi-exit network: a backbone from `transformers` with an exit after every layer."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from models.config import Config
+from models.families import family_of
+
+# Added to the attention scores of padding. exp(-1e4) is zero in every number format in use, and unlike the smallest
+# float32 it survives bfloat16 and leaves no room for infinities when masks are added.
+MASKED = -1e4
+
+
+class ExitsConfig(Config):
+    """What an exit is made of.
+
+    Attributes:
+        pooling: what the pooler reads: the first token (as the references do), or the mean over the tokens.
+        pooler: one pooler for all exits (PABEE), or one each (DeeBERT).
+    """
+
+    pooling: Literal["first_token", "mean"] = "first_token"
+    pooler: Literal["shared", "per_exit"] = "shared"
+
+
+class Exit(nn.Module):
+    """Pooler (linear and tanh), dropout and classifier: hidden [B, T, H] and mask [B, 1, 1, T] -> logits [B, C]."""
+
+    def __init__(self, pooler: nn.Linear, dropout: nn.Dropout, classifier: nn.Linear, pooling: str):
+        super().__init__()
+        self.pooler, self.dropout, self.classifier, self.pooling = pooler, dropout, classifier, pooling
+
+    def pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """[B, T, H] -> [B, H], what the pooler reads."""
+        if self.pooling == "first_token":
+            return hidden[:, 0]
+        kept = (mask[:, 0, 0, :] > MASKED / 2).to(hidden.dtype).unsqueeze(-1)
+        return (hidden * kept).sum(dim=1) / kept.sum(dim=1)
+
+    def classify(self, pooled: torch.Tensor) -> torch.Tensor:
+        """[B, H] -> [B, C]."""
+        return self.classifier(self.dropout(torch.tanh(self.pooler(pooled))))
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.pool(hidden, mask))
+
+
+class MultiExitNetwork(nn.Module):
+    """A backbone with an exit after each of its L layers.
+
+    Poolers start from the backbone's pre-trained pooler where it has one. Each parameter is registered once, so that the
+    state dict holds shared layers (ALBERT) and a shared pooler (PABEE) a single time.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, exits: ExitsConfig, num_labels: int):
+        super().__init__()
+        config = backbone.config
+        self.family = family_of(backbone)
+        self.exits_config, self.num_labels = exits, num_labels
+        self.num_layers: int = config.num_hidden_layers
+        pretrained = self.family.pooler(backbone)
+        self.poolers = nn.ModuleList(
+            nn.Linear(config.hidden_size, config.hidden_size)
+            for _ in range(1 if exits.pooler == "shared" else self.num_layers)
+        )
+        if pretrained is not None:
+            for pooler in self.poolers:
+                pooler.load_state_dict(pretrained.state_dict())
+        backbone.pooler = None  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+        self.backbone = backbone
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifiers = nn.ModuleList(nn.Linear(config.hidden_size, num_labels) for _ in range(self.num_layers))
+        for classifier in self.classifiers:
+            nn.init.normal_(classifier.weight, std=config.initializer_range)  # pyright: ignore[reportArgumentType]
+            nn.init.zeros_(classifier.bias)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def exits(self) -> list[Exit]:
+        """The L exits in order, as modules over the registered poolers and classifiers."""
+        return [
+            Exit(self.poolers[i % len(self.poolers)], self.dropout, classifier, self.exits_config.pooling)  # pyright: ignore
+            for i, classifier in enumerate(self.classifiers)
+        ]
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The L layers in order; a shared layer (ALBERT) appears L times."""
+        return self.family.layers(self.backbone)
+
+    def embed(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Three [B, T] int64 arrays -> hidden [B, T, H] and additive mask [B, 1, 1, T]."""
+        hidden = self.family.embed(self.backbone, input_ids, token_type_ids)
+        mask = (1.0 - attention_mask.to(hidden.dtype))[:, None, None, :] * MASKED
+        return hidden, mask
+
+    def hidden_states(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The hidden state after each layer (L of [B, T, H]) and the additive mask."""
+        hidden, mask = self.embed(input_ids, attention_mask, token_type_ids)
+        states = []
+        for layer in self.layers:
+            hidden = layer(hidden, mask)
+            states.append(hidden)
+        return states, mask
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits of every exit, [L, B, C]."""
+        states, mask = self.hidden_states(input_ids, attention_mask, token_type_ids)
+        return torch.stack([exit_(hidden, mask) for exit_, hidden in zip(self.exits, states, strict=True)])

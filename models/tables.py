@@ -1,0 +1,171 @@
+"""TSV and CSV files as rows of a task, with errors that name the file, the line and the fix."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from models.config import UserError
+from models.data import BaseTask, MetricName, Rows, TaskData
+from models.splits import split_rows
+
+
+@dataclass(frozen=True)
+class Table:
+    """The cells of a file: `records` pairs each line number (from 1) with its cells, as many as `header` has names."""
+
+    path: Path
+    header: list[str]
+    records: list[tuple[int, list[str]]]
+    malformed_rows: int = 0
+
+    def column(self, name: str) -> list[str]:
+        """The cells under `name`."""
+        if name not in self.header:
+            raise UserError(f"{self.path} must have a column {name!r}; its columns are {', '.join(self.header)}")
+        position = self.header.index(name)
+        return [cells[position] for _, cells in self.records]
+
+
+def read_table(path: Path, header: Sequence[str] | None = None, malformed_allowed: int = 0) -> Table:
+    """Read a UTF-8 table (a BOM is fine): `.csv` with the usual quoting, anything else tab-separated and unquoted.
+
+    `header` names the columns of a file without a header line. Up to `malformed_allowed` lines with the wrong number
+    of cells are left out and counted; one more is an error.
+
+    Raises:
+        UserError: no such file, not UTF-8, no rows, or a line with the wrong number of cells.
+    """
+    lines = _cells(path)
+    names = list(header) if header is not None else [name.strip() for name in lines.pop(0)[1]] if lines else []
+    bad = [(line, cells) for line, cells in lines if len(cells) != len(names)]
+    if len(bad) > malformed_allowed:
+        line, cells = bad[malformed_allowed]
+        raise UserError(
+            f"{path}, line {line}: a row must have {len(names)} columns ({', '.join(names)}), this one has "
+            f"{len(cells)}; mend or remove the line"
+        )
+    records = [(line, cells) for line, cells in lines if len(cells) == len(names)]
+    if not records:
+        raise UserError(f"{path} must hold at least one row of data, found none; add rows or name another file")
+    return Table(path, names, records, malformed_rows=len(bad))
+
+
+def _cells(path: Path) -> list[tuple[int, list[str]]]:
+    """Every line of the file, split into cells, with its line number; blank lines at the end are left out."""
+    if not path.is_file():
+        raise UserError(f"data file not found: {path}; check the path or --dataset_location")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        if path.suffix.lower() == ".csv":
+            reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+            lines = [(reader.line_num, cells) for cells in reader]
+        else:
+            # Not splitlines(): a text may hold U+2028 or a form feed, and only \n ends a row of GLUE.
+            lines = [(number, line.rstrip("\r").split("\t")) for number, line in enumerate(text.split("\n"), start=1)]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} must be UTF-8, byte {error.start} is not; convert the file") from error
+    except csv.Error as error:
+        raise UserError(f"{path} must be a valid CSV file: {error}; quote cells as RFC 4180 says") from error
+    while lines and lines[-1][1] in ([], [""]):
+        lines.pop()
+    return lines
+
+
+def rows_of(table: Table, split: str, text_columns: Sequence[str], labels: np.ndarray) -> Rows:
+    """The texts of a table beside its parsed `labels`; row i of `split` is called `split-i`."""
+    columns = [[cell.strip() for cell in table.column(name)] for name in text_columns]
+    texts = list(zip(*columns, strict=True))
+    for (line, _), row in zip(table.records, texts, strict=True):
+        if not any(row):
+            raise UserError(
+                f"{table.path}, line {line}: a row must have text in {' or '.join(text_columns)}, found none"
+            )
+    return Rows([f"{split}-{i}" for i in range(len(texts))], texts, labels)
+
+
+def class_ids(table: Table, column: str, values: Sequence[str]) -> np.ndarray:
+    """The position in `values` of every cell of `column`: int64 [N]."""
+    position = {value: i for i, value in enumerate(values)}
+    labels = np.empty(len(table.records), dtype=np.int64)
+    for i, ((line, _), cell) in enumerate(zip(table.records, table.column(column), strict=True)):
+        if cell.strip() not in position:
+            raise UserError(
+                f"{table.path}, line {line}: {column} must be one of {', '.join(values)}, found {cell!r}; mend the row"
+            )
+        labels[i] = position[cell.strip()]
+    return labels
+
+
+def targets(table: Table, column: str, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
+    """Every cell of `column` as a finite number in [low, high]: float32 [N]."""
+    values = np.empty(len(table.records), dtype=np.float32)
+    for i, ((line, _), cell) in enumerate(zip(table.records, table.column(column), strict=True)):
+        try:
+            value = float(cell)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high):
+            raise UserError(
+                f"{table.path}, line {line}: {column} must be a number in [{low:g}, {high:g}], found {cell!r}; mend the row"
+            )
+        values[i] = value
+    return values
+
+
+class TableTask(BaseTask):
+    """A user's own data: a train and a dev file (TSV or CSV, by suffix) with named columns.
+
+    `labels` lists the classes in the order of their ids; without it the label column holds numbers and the task is a
+    regression. Relative paths start at `--dataset_location`, or at the working directory without one. A text that
+    stands in both files is refused. Beside `metric`, classification reports accuracy, regression both correlations.
+    """
+
+    kind: Literal["table"]
+    name: str = Field(min_length=1)
+    train: str
+    dev: str
+    text: Annotated[list[str], Field(min_length=1, max_length=2)]
+    label: str
+    labels: Annotated[list[str], Field(min_length=2)] | None = None
+    metric: MetricName
+
+    @model_validator(mode="after")
+    def _metric_fits(self) -> Self:
+        allowed: list[MetricName] = ["accuracy", "f1", "matthews"] if self.labels else ["pearson", "spearman"]
+        if self.metric not in allowed:
+            what = "classification (labels given)" if self.labels else "regression (no labels given)"
+            raise ValueError(f"metric of a {what} must be one of {', '.join(allowed)}, found {self.metric!r}")
+        if self.labels and len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels must differ from one another, found {self.labels}")
+        if self.metric == "f1" and len(self.labels or ()) != 2:
+            raise ValueError(f"metric f1 needs two labels (the second is the positive one), found {self.labels}")
+        return self
+
+    @property
+    def label_names(self) -> list[str]:
+        """The classes by id; empty for regression."""
+        return list(self.labels or ())
+
+    @property
+    def metric_names(self) -> Sequence[MetricName]:
+        """`metric` first, then what is customary beside it."""
+        others: Sequence[MetricName] = ("accuracy",) if self.labels else ("pearson", "spearman")
+        return (self.metric, *(name for name in others if name != self.metric))
+
+    def load(self, location: Path | None, seed: int) -> TaskData:
+        """Read both files and slice train; raises UserError for anything that is missing, malformed or leaked."""
+        root = location or Path()
+        train, dev = (self._read(root / path, split) for split, path in (("train", self.train), ("dev", self.dev)))
+        return split_rows(train, {"dev": dev}, seed, overlap="refuse")
+
+    def _read(self, path: Path, split: str) -> Rows:
+        table = read_table(path)
+        labels = class_ids(table, self.label, self.labels) if self.labels else targets(table, self.label)
+        return rows_of(table, split, self.text, labels)
