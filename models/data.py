@@ -124,15 +124,13 @@ def _matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
 
 
 def _pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
-    from scipy.stats import pearsonr
-
-    return 0.0 if _constant(labels, predictions) else float(pearsonr(labels, predictions).statistic)
+    return 0.0 if _constant(labels, predictions) else float(np.corrcoef(labels, predictions)[0, 1])
 
 
 def _spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
-    from scipy.stats import spearmanr
+    from scipy.stats import rankdata  # here, as scikit-learn above
 
-    return 0.0 if _constant(labels, predictions) else float(spearmanr(labels, predictions).statistic)
+    return _pearson(rankdata(labels), rankdata(predictions))
 
 
 def _constant(*columns: np.ndarray) -> bool:

@@ -50,8 +50,9 @@ def encode(rows: Rows, tokenizer: "PreTrainedTokenizerFast", max_seq_length: int
             f"max_seq_length must be at most {tokenizer.model_max_length} for this tokenizer, found {max_seq_length}; "
             f"lower it"
         )
-    columns = [list(column) for column in zip(*rows.texts, strict=True)]
-    batch = tokenizer(*columns, truncation=True, max_length=max_seq_length, return_attention_mask=False)
+    first = [texts[0] for texts in rows.texts]
+    second = [texts[1] for texts in rows.texts] if len(rows.texts[0]) == 2 else None
+    batch = tokenizer(first, second, truncation=True, max_length=max_seq_length, return_attention_mask=False)
     input_ids: list[list[int]] = batch["input_ids"]
     token_type_ids: list[list[int]] = batch.get("token_type_ids") or [[0] * len(row) for row in input_ids]
     return Encoded(input_ids, token_type_ids, rows.ids, rows.labels, rows.grade)

@@ -174,8 +174,9 @@ def _task_folder(location: Path, layout: GlueLayout) -> Path:
 
 def _load_folder(folder: Path, layout: GlueLayout, seed: int) -> TaskData:
     files = {"train": "train", **dict(layout.dev_files)}
+    columns = [*layout.text, layout.label]
     tables = {
-        split: read_table(folder / f"{stem}.tsv", layout.header, layout.malformed_allowed)
+        split: read_table(folder / f"{stem}.tsv", columns, layout.header, layout.malformed_allowed)
         for split, stem in files.items()
     }
     rows = {split: _folder_rows(table, split, layout) for split, table in tables.items()}

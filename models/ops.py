@@ -12,7 +12,11 @@ Array: TypeAlias = Any  # numpy.ndarray or openvino.Output, by backend
 
 
 class Ops(Protocol):
-    """Array operations over rows. Values are float32; masks are boolean; reductions run over the last axis."""
+    """Array operations over rows.
+
+    Values are float32, masks are boolean, reductions run over the last axis. Elementwise operations broadcast, and take
+    plain numbers and scalar dials as they are.
+    """
 
     def full(self, rows: Array, value: float) -> Array:
         """A [B] float32 array of `value`, with as many rows as the array `rows`."""

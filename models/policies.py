@@ -74,7 +74,7 @@ class Fixed(PolicyConfig):
     def step(
         ops: Ops, layer: int, logits: Array, state: NamedTuple, dials: dict[str, Array]
     ) -> tuple[Array, NamedTuple]:
-        return ops.equal(ops.full(logits, layer), ops.broadcast(logits, dials["layer"])), state
+        return ops.equal(ops.full(logits, layer), dials["layer"]), state
 
 
 class Patience(PolicyConfig):
@@ -109,9 +109,8 @@ class Patience(PolicyConfig):
         else:
             answer = ops.argmax(logits)
             agrees = ops.equal(state.previous, answer)
-        count = ops.where(agrees, ops.add(state.count, ops.full(logits, 1.0)), ops.full(logits, 0.0))
-        patience = ops.broadcast(logits, dials["patience"])
-        done = ops.both(ops.equal(count, patience), ops.less(ops.full(logits, 0.0), patience))
+        count = ops.where(agrees, ops.add(state.count, 1.0), 0.0)
+        done = ops.both(ops.equal(count, dials["patience"]), ops.less(0.0, dials["patience"]))
         return done, PatienceState(previous=answer, count=count)
 
     def margin(self, logits: np.ndarray) -> np.ndarray:
@@ -140,7 +139,7 @@ class Entropy(PolicyConfig):
     def step(
         ops: Ops, layer: int, logits: Array, state: NamedTuple, dials: dict[str, Array]
     ) -> tuple[Array, NamedTuple]:
-        return ops.less(entropy(ops, logits), ops.broadcast(logits, dials["threshold"])), state
+        return ops.less(entropy(ops, logits), dials["threshold"]), state
 
     def margin(self, logits: np.ndarray) -> np.ndarray:
         return np.abs(entropy(NumpyOps(), logits) - self.threshold)
@@ -161,7 +160,7 @@ class Confidence(PolicyConfig):
     def step(
         ops: Ops, layer: int, logits: Array, state: NamedTuple, dials: dict[str, Array]
     ) -> tuple[Array, NamedTuple]:
-        return ops.less(ops.broadcast(logits, dials["threshold"]), largest_probability(ops, logits)), state
+        return ops.less(dials["threshold"], largest_probability(ops, logits)), state
 
     def margin(self, logits: np.ndarray) -> np.ndarray:
         return np.abs(largest_probability(NumpyOps(), logits) - self.threshold)
@@ -179,19 +178,19 @@ class Imposed(PolicyConfig):
     exit_layers: list[int] = Field(min_length=1)
 
     def dials(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {"exit_layer": np.asarray(self.exit_layers, np.float32)[rows % len(self.exit_layers)]}
+        return {"imposed_layer": np.asarray(self.exit_layers, np.float32)[rows % len(self.exit_layers)]}
 
     @staticmethod
     def start(ops: Ops, rows: Array, dials: dict[str, Array]) -> ImposedState:
-        return ImposedState(exit_layer=ops.broadcast(rows, dials["exit_layer"]))
+        return ImposedState(exit_layer=ops.broadcast(rows, dials["imposed_layer"]))
 
     @staticmethod
     def step(
         ops: Ops, layer: int, logits: Array, state: ImposedState, dials: dict[str, Array]
     ) -> tuple[Array, ImposedState]:
         # Entropy is never negative, so the real rule is computed and never fires.
-        never = ops.less(entropy(ops, logits), ops.full(logits, -1.0))
-        return ops.either(never, ops.less(state.exit_layer, ops.full(logits, layer + 0.5))), state
+        never = ops.less(entropy(ops, logits), -1.0)
+        return ops.either(never, ops.less(state.exit_layer, layer + 0.5)), state
 
 
 Policy = Annotated[Fixed | Patience | Entropy | Confidence | Imposed, Field(discriminator="kind")]

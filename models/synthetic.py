@@ -1,14 +1,16 @@
 """A seeded sentiment task whose sentences come in four grades of difficulty, for runs without any data.
 
-Every text is a handful of short sentences about a film. One of them, the *core*, decides the label; the others are
+Every text is a handful of short sentences about a film. It opens with the *core*, which decides the label; the rest is
 neutral filler that brings every text to a length drawn from the same distribution, whatever its grade:
 
 * grade 0: a polarity word alone ("the acting was superb");
-* grade 1: the same beside a negator, which flips it or sits in a neutral clause ("the story was never long , and ...");
-* grade 2: two opposite clauses in contrast, where the main clause wins ("A , but B", "although A , B", "B , although A");
+* grade 1: the same beside a negator, which flips it or sits in a neutral clause ("the story was never long , and ..");
+* grade 2: two opposite clauses in contrast; the main one, B, wins ("A , but B", "although A , B", "B , though A");
 * grade 3: contrast, a negator in one of its clauses, degree words, and a reported opinion that does not count.
 
-Which words stand in a text of the hardest grade says nothing about its label: only their order does.
+Which words stand in a text of the hardest grade says nothing about its label: only their order does. The core comes
+first so that a small transformer trained from scratch finds it within a few hundred steps and spends the rest on
+composition; with cores anywhere in the text, a minute on two cores teaches it little beyond grade 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,8 +53,11 @@ VERBS = ("started", "stopped", "opened", "waited", "returned", "moved", "arrived
 SHORT_PHRASES = (("on", ("monday", "friday", "sunday", "time")), ("at", ("noon", "night", "home", "seven")))
 PLACES = ("near", "behind", "beside", "outside", "inside")
 
-LONGEST_CORE = 26
-SHORTEST_FILLER = 4
+LONGEST_CORE = 22  # tokens of grade 3 with every option taken
+SHORTEST_FILLER = 4  # "the ferry waited ."
+
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class SyntheticTask(BaseTask):
@@ -67,9 +72,9 @@ class SyntheticTask(BaseTask):
     select_rows: int = Field(default=500, ge=8)
     tune_rows: int = Field(default=1_000, ge=8)
     dev_rows: int = Field(default=1_000, ge=8)
-    grade_weights: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=4, max_length=4)] = [1, 1, 1, 1]
+    grade_weights: Annotated[list[Weight], Field(min_length=4, max_length=4)] = Field(default=[1.0, 1.0, 1.0, 1.0])
     min_words: int = Field(default=LONGEST_CORE + SHORTEST_FILLER, ge=LONGEST_CORE + SHORTEST_FILLER)
-    max_words: int = 40
+    max_words: int = 36
     seed: int = 1
 
     @model_validator(mode="after")
@@ -129,7 +134,7 @@ class SyntheticTask(BaseTask):
 
 def vocabulary() -> list[str]:
     """Every word and mark the generator can write, sorted."""
-    fixed = "the was and that . ,".split()
+    fixed = ("the", "was", "and", "that", ".", ",")
     phrases = [word for preposition, nouns in SHORT_PHRASES for word in (preposition, *nouns)]
     groups = (*POLARITY, NEGATORS, DEGREES, ASPECTS, REPORTERS, REPORTING, COORDINATORS, SUBORDINATORS)
     groups = (*groups, NEUTRAL_ADJECTIVES, NOUNS, VERBS, PLACES, fixed, phrases)
@@ -137,11 +142,12 @@ def vocabulary() -> list[str]:
 
 
 def write_text(grade: int, label: int, words: int, random: Random) -> str:
-    """A text of exactly `words` tokens (separated by spaces) whose core has the given grade and label."""
-    sentences = CORES[grade](label, random)
-    sentences += _fillers(words - sum(map(len, sentences)), random)
-    random.shuffle(sentences)
-    return " ".join(word for sentence in sentences for word in sentence)
+    """A text of exactly `words` tokens (separated by spaces, 26 at least) whose core has the given grade and label."""
+    if words < LONGEST_CORE + SHORTEST_FILLER:
+        raise ValueError(f"a text needs at least {LONGEST_CORE + SHORTEST_FILLER} words, found {words}")
+    core = CORES[grade](label, random)
+    filler = _fillers(words - sum(map(len, core)), random)
+    return " ".join(word for sentence in (*core, *filler) for word in sentence)
 
 
 def _plain(label: int, random: Random) -> list[list[str]]:
@@ -181,7 +187,7 @@ CORES: tuple[Callable[[int, Random], list[list[str]]], ...] = (_plain, _negated,
 
 
 def _clause(polarity: int, random: Random, negator: str = "", degree: bool = False) -> list[str]:
-    """ "the plot was [not] [very] dull": a negator stands within two words of what it flips."""
+    """As in "the plot was [not] [very] dull": a negator stands within two words of what it flips."""
     degrees = [random.choice(DEGREES)] if degree and random.random() < 0.5 else []
     negators = [negator] if negator else []
     return ["the", random.choice(ASPECTS), "was", *negators, *degrees, random.choice(POLARITY[polarity])]
@@ -209,7 +215,7 @@ def _fillers(words: int, random: Random) -> list[list[str]]:
 
 
 def _filler(words: int, random: Random) -> list[str]:
-    """ "the [new] ferry waited [near the garden] [on monday] .": exactly `words` tokens."""
+    """As in "the [new] ferry waited [near the garden] [on monday] .": exactly `words` tokens."""
     rest = words - SHORTEST_FILLER
     phrases: list[list[str]] = []
     adjectives: list[str] = []

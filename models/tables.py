@@ -1,9 +1,8 @@
 """TSV and CSV files as rows of a task, with errors that name the file, the line and the fix."""
 
 import csv
-import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -18,71 +17,81 @@ from models.splits import split_rows
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of a file: `records` pairs each line number (from 1) with its cells, as many as `header` has names."""
+    """Some columns of a file, cell by cell, beside the line number (from 1) of each row."""
 
     path: Path
-    header: list[str]
-    records: list[tuple[int, list[str]]]
-    malformed_rows: int = 0
-
-    def column(self, name: str) -> list[str]:
-        """The cells under `name`."""
-        if name not in self.header:
-            raise UserError(f"{self.path} must have a column {name!r}; its columns are {', '.join(self.header)}")
-        position = self.header.index(name)
-        return [cells[position] for _, cells in self.records]
+    lines: list[int]
+    columns: dict[str, list[str]]
+    malformed_rows: int
 
 
-def read_table(path: Path, header: Sequence[str] | None = None, malformed_allowed: int = 0) -> Table:
-    """Read a UTF-8 table (a BOM is fine): `.csv` with the usual quoting, anything else tab-separated and unquoted.
+def read_table(
+    path: Path, columns: Sequence[str], header: Sequence[str] | None = None, malformed_allowed: int = 0
+) -> Table:
+    """Read `columns` of a UTF-8 table: `.csv` with the usual quoting, anything else tab-separated and unquoted.
 
     `header` names the columns of a file without a header line. Up to `malformed_allowed` lines with the wrong number
-    of cells are left out and counted; one more is an error.
+    of cells are left out and counted; one more is an error. Blank lines at the end do not count.
 
     Raises:
-        UserError: no such file, not UTF-8, no rows, or a line with the wrong number of cells.
+        UserError: no such file or column, not UTF-8, no rows, or a line with the wrong number of cells.
     """
-    lines = _cells(path)
-    names = list(header) if header is not None else [name.strip() for name in lines.pop(0)[1]] if lines else []
-    bad = [(line, cells) for line, cells in lines if len(cells) != len(names)]
-    if len(bad) > malformed_allowed:
-        line, cells = bad[malformed_allowed]
+    rows = _lines(path)
+    names = list(header) if header is not None else [name.strip() for name in next(rows, (0, []))[1]]
+    positions = [_position(path, names, column) for column in columns]
+    lines: list[int] = []
+    cells: list[list[str]] = [[] for _ in columns]
+    malformed: list[tuple[int, list[str]]] = []
+    for line, row in rows:
+        if len(row) != len(names):
+            malformed.append((line, row))
+            continue
+        lines.append(line)
+        for column, position in zip(cells, positions, strict=True):
+            column.append(row[position])
+    if not lines:
+        raise UserError(f"{path} must hold at least one row with {len(names)} columns, found none; add rows")
+    malformed = [(line, row) for line, row in malformed if any(row) or line < lines[-1]]
+    if len(malformed) > malformed_allowed:
+        line, row = malformed[malformed_allowed]
         raise UserError(
             f"{path}, line {line}: a row must have {len(names)} columns ({', '.join(names)}), this one has "
-            f"{len(cells)}; mend or remove the line"
+            f"{len(row)}; mend or remove the line"
         )
-    records = [(line, cells) for line, cells in lines if len(cells) == len(names)]
-    if not records:
-        raise UserError(f"{path} must hold at least one row of data, found none; add rows or name another file")
-    return Table(path, names, records, malformed_rows=len(bad))
+    return Table(path, lines, dict(zip(columns, cells, strict=True)), len(malformed))
 
 
-def _cells(path: Path) -> list[tuple[int, list[str]]]:
-    """Every line of the file, split into cells, with its line number; blank lines at the end are left out."""
+def _position(path: Path, names: list[str], column: str) -> int:
+    if column not in names:
+        raise UserError(f"{path} must have a column {column!r}; its columns are {', '.join(names) or 'none'}")
+    return names.index(column)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Each line's number and cells. Only a line feed ends a TSV row: texts may hold U+2028 or a carriage return."""
     if not path.is_file():
         raise UserError(f"data file not found: {path}; check the path or --dataset_location")
+    is_csv = path.suffix.lower() == ".csv"
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        if path.suffix.lower() == ".csv":
-            reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-            lines = [(reader.line_num, cells) for cells in reader]
-        else:
-            # Not splitlines(): a text may hold U+2028 or a form feed, and only \n ends a row of GLUE.
-            lines = [(number, line.rstrip("\r").split("\t")) for number, line in enumerate(text.split("\n"), start=1)]
+        with path.open(encoding="utf-8-sig", newline="" if is_csv else "\n") as file:
+            if is_csv:
+                reader = csv.reader(file, strict=True)
+                yield from ((reader.line_num, row) for row in reader)
+            else:
+                yield from ((number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(file, start=1))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} must be UTF-8, byte {error.start} is not; convert the file") from error
+        raise UserError(
+            f"{path} must be UTF-8, found the byte 0x{error.object[error.start]:02x}; convert it"
+        ) from error
     except csv.Error as error:
         raise UserError(f"{path} must be a valid CSV file: {error}; quote cells as RFC 4180 says") from error
-    while lines and lines[-1][1] in ([], [""]):
-        lines.pop()
-    return lines
 
 
 def rows_of(table: Table, split: str, text_columns: Sequence[str], labels: np.ndarray) -> Rows:
     """The texts of a table beside its parsed `labels`; row i of `split` is called `split-i`."""
-    columns = [[cell.strip() for cell in table.column(name)] for name in text_columns]
+    columns = [[cell.strip() for cell in table.columns[name]] for name in text_columns]
     texts = list(zip(*columns, strict=True))
-    for (line, _), row in zip(table.records, texts, strict=True):
+    for line, row in zip(table.lines, texts, strict=True):
         if not any(row):
             raise UserError(
                 f"{table.path}, line {line}: a row must have text in {' or '.join(text_columns)}, found none"
@@ -93,8 +102,8 @@ def rows_of(table: Table, split: str, text_columns: Sequence[str], labels: np.nd
 def class_ids(table: Table, column: str, values: Sequence[str]) -> np.ndarray:
     """The position in `values` of every cell of `column`: int64 [N]."""
     position = {value: i for i, value in enumerate(values)}
-    labels = np.empty(len(table.records), dtype=np.int64)
-    for i, ((line, _), cell) in enumerate(zip(table.records, table.column(column), strict=True)):
+    labels = np.empty(len(table.lines), dtype=np.int64)
+    for i, (line, cell) in enumerate(zip(table.lines, table.columns[column], strict=True)):
         if cell.strip() not in position:
             raise UserError(
                 f"{table.path}, line {line}: {column} must be one of {', '.join(values)}, found {cell!r}; mend the row"
@@ -105,15 +114,16 @@ def class_ids(table: Table, column: str, values: Sequence[str]) -> np.ndarray:
 
 def targets(table: Table, column: str, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
     """Every cell of `column` as a finite number in [low, high]: float32 [N]."""
-    values = np.empty(len(table.records), dtype=np.float32)
-    for i, ((line, _), cell) in enumerate(zip(table.records, table.column(column), strict=True)):
+    values = np.empty(len(table.lines), dtype=np.float32)
+    for i, (line, cell) in enumerate(zip(table.lines, table.columns[column], strict=True)):
         try:
             value = float(cell)
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and low <= value <= high):
             raise UserError(
-                f"{table.path}, line {line}: {column} must be a number in [{low:g}, {high:g}], found {cell!r}; mend the row"
+                f"{table.path}, line {line}: {column} must be a number in [{low:g}, {high:g}], found {cell!r}; "
+                f"mend the row"
             )
         values[i] = value
     return values
@@ -166,6 +176,6 @@ class TableTask(BaseTask):
         return split_rows(train, {"dev": dev}, seed, overlap="refuse")
 
     def _read(self, path: Path, split: str) -> Rows:
-        table = read_table(path)
+        table = read_table(path, [*self.text, self.label])
         labels = class_ids(table, self.label, self.labels) if self.labels else targets(table, self.label)
         return rows_of(table, split, self.text, labels)

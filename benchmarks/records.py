@@ -1,0 +1,204 @@
+"""Records: what one run measured, raw, on disk. Torch-free and pandas-free: reports and gates read it anywhere.
+
+An output folder holds
+
+    records.jsonl                       one `RunRecord` a line, written as runs finish
+    columns/<run_id>/examples.parquet   id, label, grade, prediction, exit_layer: one row for each dev example
+    columns/<run_id>/timings.parquet    repeat, batch, rows, seconds: one row for each timed batch
+    recordings/<recording_id>/exits.npz logits [exits, N, C] of every kept exit, per split, shared by many runs
+
+A record stores what was seen; speed-ups, savings and choices are derived when read (`reports/`).
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from models.config import Config, UserError
+
+SCHEMA = "exitbench/record/1"
+RECORDS = "records.jsonl"
+
+
+class CheckpointInfo(Config):
+    """The checkpoint a run used. `trained_seconds` is what fine-tuning took where it was trained."""
+
+    name: str
+    method: str
+    method_options: dict[str, Any]
+    family: str
+    backbone: str
+    num_layers: int
+    hash: str
+    seed: int
+    trained_seconds: float
+    select_scores: list[float]
+
+
+class Calibration(Config):
+    """The rows an INT8 recipe was calibrated on: how many, from which split, chosen by which seed, and their ids' hash."""
+
+    split: str
+    rows: int
+    seed: int
+    ids_hash: str
+
+
+class Parity(Config):
+    """Live runs against replayed ones, over the timed rows.
+
+    A row is `differing` when its exit layer or label is not the replayed one; of those, `below_epsilon` were closer than
+    `epsilon` to turning, by the replayed margin.
+    """
+
+    rows: int
+    differing: int
+    below_epsilon: int
+    epsilon: float
+
+
+class RunRecord(Config):
+    """One measured combination.
+
+    Attributes:
+        run_id: hash of case, data, checkpoint and toolchain versions; resume skips on it.
+        case: the readable resolved spec, the same on any machine.
+        session: runs timed turn by turn with each other share it; ratios are formed only within one.
+        exits: the kept exits (layers from 1); one entry without exits (the network ends there).
+        with_exits: whether the program can leave early. `fixed` without exits is the whole or truncated network.
+        program: graph (exits inside one compiled graph), stepped, or single (no exits, one graph).
+        precision: what the compiled program says it runs in.
+        scores: split -> metric -> value in [-1, 1], from the recorded logits; empty for timing-only runs.
+        exit_counts: split -> rows that left at layers 1..L.
+        size_bytes: the program's weights and graph on disk.
+        build_seconds: quantize, convert and compile.
+    """
+
+    schema_version: Literal["exitbench/record/1"] = SCHEMA
+    run_id: str
+    case: str
+    suite: str
+    session: str
+    started_at: str
+    status: Literal["ok", "error"]
+    error: str | None = None
+
+    task: str
+    headline_metric: str
+    num_classes: int
+    data_hash: str
+    split_counts: dict[str, int]
+    checkpoint: CheckpointInfo | None
+    recipe: dict[str, Any]
+    engine: str
+    with_exits: bool
+    exits: list[int]
+    policy: dict[str, Any]
+    shape: dict[str, Any]
+    recording: str | None = None
+
+    program: Literal["graph", "stepped", "single"] | None = None
+    precision: str | None = None
+    size_bytes: int | None = None
+    build_seconds: float | None = None
+    calibration: Calibration | None = None
+    scores: dict[str, dict[str, float]] = {}
+    exit_counts: dict[str, list[int]] = {}
+    majority_score: float | None = None
+    parity: Parity | None = None
+    timed_rows: int = 0
+    warmup_seconds: float | None = None
+    environment: dict[str, Any]
+
+
+def read_records(folder: Path) -> list[RunRecord]:
+    """The records of an output folder; the newest of each `run_id`, in order of first writing.
+
+    A last line cut short by a kill is left out: that run was never finished.
+
+    Raises:
+        UserError: no records file, or a line that is not a record of this version.
+    """
+    path = folder / RECORDS
+    if not path.is_file():
+        raise UserError(f"{str(folder)!r} holds no {RECORDS}; give a folder written by `python -m benchmarks run`")
+    content = path.read_text(encoding="utf-8")
+    lines = content.split("\n")
+    found: dict[str, RunRecord] = {}
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is unfinished
+        try:
+            raw = json.loads(line)
+            version = raw.get("schema_version")
+            if version != SCHEMA:
+                raise UserError(
+                    f"{path}:{number} has schema {version!r}; this ExitBench reads {SCHEMA!r}: run the suite again"
+                )
+            record = RunRecord.model_validate(raw)
+        except (json.JSONDecodeError, AttributeError, ValidationError) as error:
+            first = str(error).splitlines()[0]
+            raise UserError(f"{path}:{number} is not a record ({first}); remove the line and resume") from error
+        found[record.run_id] = record
+    return list(found.values())
+
+
+def append_record(folder: Path, record: RunRecord) -> None:
+    """Write one record as one line, on disk before returning. A line cut short by an earlier kill is ended first."""
+    path = folder / RECORDS
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                _drop_unfinished_line(path)
+        file.write(record.model_dump_json().encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _drop_unfinished_line(path: Path) -> None:
+    content = path.read_bytes()
+    with path.open("rb+") as file:
+        file.truncate(content.rfind(b"\n") + 1)
+
+
+def write_columns(path: Path, columns: dict[str, np.ndarray | list[Any]]) -> None:
+    """Write a parquet file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    pq.write_table(pa.table({name: pa.array(column) for name, column in columns.items()}), unfinished)
+    unfinished.replace(path)
+
+
+def read_columns(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """Read a parquet file into one numpy array a column.
+
+    Raises:
+        UserError: when the file is missing or not readable.
+    """
+    try:
+        table = pq.read_table(path, columns=None if names is None else list(names))
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{str(path)!r} cannot be read ({str(error).splitlines()[0]}); run the suite again") from error
+    return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+
+
+def examples_path(folder: Path, run_id: str) -> Path:
+    """Where a run's predictions are: id, label, grade (synthetic tasks), prediction, exit_layer."""
+    return folder / "columns" / run_id / "examples.parquet"
+
+
+def timings_path(folder: Path, run_id: str) -> Path:
+    """Where a run's raw timings are: repeat, batch, rows, seconds."""
+    return folder / "columns" / run_id / "timings.parquet"
+
+
+def recording_path(folder: Path, recording: str) -> Path:
+    """Where a recording pass's logits are: `<split>` [exits, N, C] float32 for each split, and `exits`."""
+    return folder / "recordings" / recording / "exits.npz"

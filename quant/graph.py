@@ -1,0 +1,169 @@
+"""Early exit inside one OpenVINO graph: any batch size, every threshold, one inference call.
+
+Segments are spliced into one model. After each kept exit the policy's `step` is laid down as graph nodes and an `If`
+follows: its then-body takes the rows that stay, runs the next stage on them alone and scatters their answers over this
+stage's; its else-body answers at once. Bodies nest, the last layer innermost:
+
+    hidden, mask = embeddings(ids)
+    stage(1):  hidden = layers(hidden);  logits = exit(hidden);  done, state = policy.step(logits, state)
+               if any row stays:  scatter(logits, stay, stage(2)(gather(hidden, mask, state, stay)))
+               else:              logits
+
+Dials are inputs, so changing a threshold compiles nothing. The saved IR runs in any OpenVINO runtime.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ov_ops
+
+from models.policies import Policy
+from quant.openvino_ops import OpenVinoOps
+from quant.segments import INPUT_NAMES
+
+LOGITS, EXIT_LAYER = "logits", "exit_layer"
+
+
+@dataclass(frozen=True)
+class OpenVinoSegments:
+    """Segments converted to OpenVINO models, one each; a shared layer is one model L times."""
+
+    embeddings: ov.Model
+    layers: list[ov.Model]
+    exits: list[ov.Model]
+
+
+class _Answer(NamedTuple):
+    """What a stage answers for its rows: logits [n, C] and exit layer [n]."""
+
+    logits: Any
+    exit_layer: Any
+
+
+def splice(model: ov.Model, *sources: Any) -> list[Any]:
+    """Lay a copy of a segment's nodes after `sources` and return its outputs."""
+    copy = model.clone()
+    for parameter, source in zip(copy.get_parameters(), sources, strict=True):
+        parameter.output(0).replace(source)
+    return [result.input(0).get_source_output() for result in copy.get_results()]
+
+
+def _inputs() -> list[Any]:
+    parameters = [ov_ops.parameter([-1, -1], np.int64, name=name) for name in INPUT_NAMES]
+    for parameter, name in zip(parameters, INPUT_NAMES, strict=True):
+        parameter.output(0).set_names({name})
+    return parameters
+
+
+def _run_layers(segments: OpenVinoSegments, hidden: Any, mask: Any, first: int, last: int) -> Any:
+    """Layers `first`..`last`, counted from 1."""
+    for layer in range(first, last + 1):
+        (hidden,) = splice(segments.layers[layer - 1], hidden, mask)
+    return hidden
+
+
+def _named(output: Any, name: str) -> Any:
+    result = ov_ops.result(output, name=name)
+    result.output(0).set_names({name})
+    return result
+
+
+def recording_model(segments: OpenVinoSegments, exits: Sequence[int]) -> ov.Model:
+    """All kept exits' logits, [len(exits), B, C]; with a single exit, the whole or truncated network."""
+    parameters = _inputs()
+    hidden, mask = splice(segments.embeddings, *(parameter.output(0) for parameter in parameters))
+    logits, previous = [], 0
+    for layer in exits:
+        hidden = _run_layers(segments, hidden, mask, previous + 1, layer)
+        (exit_logits,) = splice(segments.exits[layer - 1], hidden, mask)
+        logits.append(ov_ops.unsqueeze(exit_logits, ov_ops.constant(np.int64(0))))
+        previous = layer
+    stacked = ov_ops.concat(logits, axis=0) if len(logits) > 1 else logits[0]
+    return ov.Model([_named(stacked.output(0), LOGITS)], parameters, "recording")
+
+
+def exit_model(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int]) -> ov.Model:
+    """The network with its exits inside.
+
+    Args:
+        segments: the network's segments.
+        policy: its kind is compiled in; its dials become inputs of the same names (scalars, or [B] where a dial is given
+            per row).
+        exits: kept exits, ascending; the last one answers all rows left.
+    """
+    parameters = _inputs()
+    dials = {}
+    for name, value in policy.dials(np.arange(1)).items():
+        dials[name] = ov_ops.parameter([-1] * value.ndim, np.float32, name=name)
+        dials[name].output(0).set_names({name})
+    hidden, mask = splice(segments.embeddings, *(parameter.output(0) for parameter in parameters))
+    dial_outputs = {name: dial.output(0) for name, dial in dials.items()}
+    state = policy.start(OpenVinoOps(), hidden, dial_outputs)
+    answer = _stage(segments, policy, list(exits), 0, hidden, mask, state, dial_outputs)
+    results = [_named(answer.logits, LOGITS), _named(answer.exit_layer, EXIT_LAYER)]
+    return ov.Model(results, [*parameters, *dials.values()], "early_exit")
+
+
+def _stage(
+    segments: OpenVinoSegments,
+    policy: Policy,
+    exits: list[int],
+    previous: int,
+    hidden: Any,
+    mask: Any,
+    state: Any,
+    dials: dict[str, Any],
+) -> _Answer:
+    """Run from after layer `previous` to the first of `exits`, and on from there for the rows that stay."""
+    ops, layer = OpenVinoOps(), exits[0]
+    hidden = _run_layers(segments, hidden, mask, previous + 1, layer)
+    (logits,) = splice(segments.exits[layer - 1], hidden, mask)
+    exit_layer = ov_ops.broadcast(ov_ops.constant(np.int64(layer)), ops.rows_of(logits)).output(0)
+    if len(exits) == 1:
+        return _Answer(logits, exit_layer)
+    done, state = policy.step(ops, layer, logits, state, dials)
+    stays = ov_ops.logical_not(done)
+    rows = ov_ops.squeeze(ov_ops.non_zero(stays, output_type="i64"), ov_ops.constant(np.int64(0))).output(0)
+    any_stays = ov_ops.reduce_logical_or(stays, ov_ops.constant(np.int64(0)))
+
+    outer = {"hidden": hidden, "mask": mask, "rows": rows, "logits": logits, "exit_layer": exit_layer}
+    outer |= {f"state_{i}": array for i, array in enumerate(state)} | {f"dial_{name}": d for name, d in dials.items()}
+    inner = {
+        name: ov_ops.parameter(source.get_partial_shape(), source.get_element_type()) for name, source in outer.items()
+    }
+    zero = ov_ops.constant(np.int64(0))
+
+    def kept(name: str) -> Any:
+        return ov_ops.gather(inner[name], inner["rows"], zero).output(0)
+
+    deeper = _stage(
+        segments,
+        policy,
+        exits[1:],
+        layer,
+        kept("hidden"),
+        kept("mask"),
+        type(state)(*(kept(f"state_{i}") for i in range(len(state)))),
+        {name: inner[f"dial_{name}"].output(0) for name in dials},
+    )
+    then_results = [
+        ov_ops.result(ov_ops.scatter_update(inner[name], inner["rows"], source, zero))
+        for name, source in (("logits", deeper.logits), ("exit_layer", deeper.exit_layer))
+    ]
+    else_parameters = {
+        name: ov_ops.parameter(outer[name].get_partial_shape(), outer[name].get_element_type())
+        for name in ("logits", "exit_layer")
+    }
+    else_results = [ov_ops.result(else_parameters[name]) for name in ("logits", "exit_layer")]
+    branch = ov_ops.if_op(any_stays.output(0))
+    # A policy may leave a dial or a state unread in the deeper stages; an unused parameter is not declared.
+    used = {name: p for name, p in inner.items() if p.output(0).get_target_inputs()}
+    branch.set_then_body(ov.Model(then_results, list(used.values()), f"stay_after_{layer}"))
+    branch.set_else_body(ov.Model(else_results, list(else_parameters.values()), f"leave_at_{layer}"))
+    for name, source in outer.items():
+        if name in used or name in else_parameters:
+            branch.set_input(source, used.get(name), else_parameters.get(name))
+    return _Answer(*(branch.set_output(a, b) for a, b in zip(then_results, else_results, strict=True)))

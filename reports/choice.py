@@ -1,0 +1,212 @@
+"""The answer: the fastest configuration within a floor, chosen on `tune` and read once on `dev`.
+
+Speed is measured on dev rows, without their labels; only scores could leak, and those are chosen by on `tune`.
+A run that is INVALID, timing only or failed is never chosen.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from benchmarks.statistics import Interval
+from models.config import UserError
+from reports.baselines import fastest, timed_together
+from reports.runs import Row, Runs, speedup_fields
+from reports.timings import comparable, speedup, speedup_by_sessions
+
+RELATIVE_FLOOR = 0.01
+KINDS = {
+    "early exit": "best early exit",
+    "truncated": "best truncated network",
+    "int8": "fastest INT8 without exits",
+    "float32": "fastest float32 without exits",
+}
+
+
+class Versus(NamedTuple):
+    """A speed-up of one run over another. `by_sessions`: each was first divided by its own session's INT8 network."""
+
+    ratio: Interval
+    by_sessions: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The fastest run of one kind. `within_floor` is False for a peer none of whose kind keeps the floor."""
+
+    kind: str
+    run: Row
+    within_floor: bool
+    over_truncated: Versus | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to serve for one task and shape.
+
+    Attributes:
+        floor: lowest tune score allowed: `(1 - relative_floor)` of `reference`; None where there is no reference.
+        reference: the float32 network without exits that scores best on tune, of all checkpoints.
+        answers: by kind, those of `KINDS` that were found.
+        invalid: how many runs were left out because their validity is INVALID.
+    """
+
+    task: str
+    shape: str
+    relative_floor: float
+    floor: float | None
+    reference: Row | None
+    answers: dict[str, Answer]
+    invalid: int
+
+    @property
+    def sentence(self) -> str:
+        """Which wins, early exit or fewer layers, and by how much."""
+        return _sentence(self)
+
+
+def apply_floor(runs: Runs, relative_floor: float = RELATIVE_FLOOR) -> Runs:
+    """Fill in what depends on the floor: `tune_floor`, `within_floor` and the speed-up over the best truncated network.
+
+    Raises:
+        UserError: the floor is not a share.
+    """
+    if not 0 <= relative_floor < 1:
+        raise UserError(f"the floor is a share of the float32 score, at least 0 and below 1, not {relative_floor}")
+    floored = []
+    for _, _, rows in runs.groups():
+        reference = _reference(rows)
+        # A distance from the score, not a factor: a negative correlation must not raise its own floor.
+        score = None if reference is None else reference["tune_score"]
+        floor = None if score is None else score - relative_floor * abs(score)
+        floored += [row | _within(row, floor) for row in rows]
+    peers: dict[tuple[str, ...], list[str]] = {}
+    for row in floored:
+        if row["role"] == "truncated" and row["within_floor"] and _eligible(row):
+            peers.setdefault(timed_together(runs.records[row["run_id"]]), []).append(row["run_id"])
+    rows = [row | _over_truncated(runs, row["run_id"], peers) for row in floored]
+    return runs._replace(rows=rows)
+
+
+def choose(runs: Runs, relative_floor: float = RELATIVE_FLOOR) -> list[Choice]:
+    """One choice for each task and shape, over all checkpoints.
+
+    Raises:
+        UserError: the floor is not a share.
+    """
+    floored = apply_floor(runs, relative_floor)
+    choices = []
+    for task, shape, rows in floored.groups():
+        reference = _reference(rows)
+        floor = None if reference is None else reference["tune_floor"]
+        answers = {kind: answer for kind in KINDS if (answer := _answer(kind, rows)) is not None}
+        if "truncated" in answers:
+            fewer = answers["truncated"].run
+            answers = {
+                kind: replace(answer, over_truncated=versus(floored, answer.run, fewer))
+                for kind, answer in answers.items()
+            }
+        invalid = sum(row["validity"] == "INVALID" for row in rows)
+        choices.append(Choice(task, shape, relative_floor, floor, reference, answers, invalid))
+    return choices
+
+
+def versus(runs: Runs, candidate: Row, baseline: Row) -> Versus | None:
+    """The speed-up of one run over another: direct within a session, else by sessions; None where neither can be."""
+    timed = [runs.timings[run["run_id"]] for run in (baseline, candidate)]
+    if baseline["session"] == candidate["session"] and comparable(*timed):
+        return Versus(speedup(*timed), by_sessions=False)
+    anchors = [run["speedup_best_int8_over"] for run in (baseline, candidate)]
+    if None in anchors:
+        return None
+    of_baseline, of_candidate = (runs.timings[anchor] for anchor in anchors)
+    return Versus(speedup_by_sessions(timed[0], of_baseline, timed[1], of_candidate), by_sessions=True)
+
+
+def _eligible(row: Row) -> bool:
+    scored = row["tune_score"] is not None and row["latency_s_per_example"] is not None
+    return scored and row["validity"] != "INVALID"
+
+
+def _within(row: Row, floor: float | None) -> Row:
+    if floor is None or row["tune_score"] is None:
+        return {"tune_floor": floor}
+    return {"tune_floor": floor, "within_floor": row["tune_score"] >= floor}
+
+
+def _over_truncated(runs: Runs, run_id: str, peers: dict[tuple[str, ...], list[str]]) -> Row:
+    """The speed-up over the fastest truncated network within the floor, of the same session, checkpoint and shape."""
+    timed = runs.timings.get(run_id)
+    if timed is None:
+        return {}
+    near = peers.get(timed_together(runs.records[run_id]), [])
+    near = [peer for peer in near if comparable(runs.timings[peer], timed)]
+    return speedup_fields("best_truncated", fastest(near, runs.timings), runs.timings, timed) if near else {}
+
+
+def _reference(rows: list[Row]) -> Row | None:
+    whole = [row for row in rows if _is(row, "float32") and row["tune_score"] is not None]
+    return max(whole, key=lambda row: row["tune_score"], default=None)
+
+
+def _is(row: Row, kind: str) -> bool:
+    if kind in {"int8", "float32"}:
+        return row["role"] == "no exits" and row["recipe"].startswith(kind)
+    return row["role"] == kind
+
+
+def _answer(kind: str, rows: list[Row]) -> Answer | None:
+    """Within the floor where there is one; the two peers stand even below it, for they are what must be beaten."""
+    candidates = [row for row in rows if _is(row, kind) and _eligible(row)]
+    within = [row for row in candidates if row["within_floor"]]
+    allowed = within or (candidates if kind in {"int8", "float32"} else [])
+    if not allowed:
+        return None
+    return Answer(kind, min(allowed, key=lambda row: row["latency_s_per_example"]), within_floor=bool(within))
+
+
+def _sentence(choice: Choice) -> str:
+    if choice.floor is None:
+        return "No answer: there is no float32 network without exits to set the floor by."
+    early, fewer = choice.answers.get("early exit"), choice.answers.get("truncated")
+    if early is None and fewer is None:
+        return "Neither early exit nor a truncated network keeps the floor: serve a whole network."
+    if early is None or fewer is None:
+        return _only_one(early, fewer)
+    if early.over_truncated is None:
+        return "Undecided: early exit and the truncated network were not timed on the same rows, nor beside INT8."
+    return f"{_verdict(early.over_truncated)}, at {_dev_scores(early, fewer)} on dev.{_peer_remark(early, fewer)}"
+
+
+def _only_one(early: Answer | None, fewer: Answer | None) -> str:
+    if early is not None:
+        return f"Early exit wins: no truncated network keeps the floor.{_peer_remark(early)}"
+    remark = "" if fewer is None else _peer_remark(fewer)
+    return f"Early exit loses, fewer layers win: no early-exit configuration keeps the floor.{remark}"
+
+
+def _verdict(over: Versus) -> str:
+    ratio, how = over.ratio, ", by sessions" if over.by_sessions else ""
+    interval = f"(95 % interval {ratio.low:.2f} to {ratio.high:.2f}{how})"
+    if ratio.low > 1:
+        return f"Early exit wins: {ratio.estimate:.2f}x as fast as the best truncated network {interval}"
+    if ratio.high < 1:
+        interval = f"(95 % interval {1 / ratio.high:.2f} to {1 / ratio.low:.2f}{how})"
+        times = f"{1 / ratio.estimate:.2f}x as fast as the best early exit"
+        return f"Early exit loses, fewer layers win: the best truncated network is {times} {interval}"
+    return f"No winner: early exit is {ratio.estimate:.2f}x as fast as the best truncated network {interval}"
+
+
+def _dev_scores(early: Answer, fewer: Answer) -> str:
+    """Both scores. Their difference is told, not judged: the floor was kept on tune."""
+    scores = [answer.run["dev_score"] for answer in (early, fewer)]
+    known = ["an unknown score" if score is None else f"{score * 100:.1f} %" for score in scores]
+    return " against ".join(known)
+
+
+def _peer_remark(*answers: Answer) -> str:
+    """A warning where the whole network in INT8 is at least as fast as what was chosen here."""
+    gains = [answer.run["speedup_best_int8"] for answer in answers]
+    if None in gains or max(gains) > 1:
+        return ""
+    subject = "Neither" if len(answers) > 1 else "It"
+    return f" {subject} {'is' if len(answers) > 1 else 'is not'} faster than the whole network in INT8."

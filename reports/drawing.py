@@ -1,0 +1,59 @@
+"""What all plots share: a look, colours anyone can tell apart, and files that come out the same every time."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart with any colour vision; black and yellow left out.
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
+METHODS = ["pabee", "deebert", "fastbert", "romebert"]
+MARKERS = {"float32": "o", "bfloat16": "s", "float16": "D", "int8_static": "^", "int8_dynamic": "v"}
+LINES = {"float32": ":", "bfloat16": "-.", "float16": "-.", "int8_static": "-", "int8_dynamic": "--"}
+SPARE_MARKERS = "Phd<>p"
+STYLE = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 11,
+    "font.size": 10,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "svg.hashsalt": "exitbench",
+}
+
+
+def colours(methods: Iterable[str]) -> dict[str, str]:
+    """The colour of each method: the same in every plot for the known ones, the next free one for others."""
+    known = list(dict.fromkeys([*METHODS, *sorted(set(methods))]))
+    return {name: PALETTE[known.index(name) % len(PALETTE)] for name in known if name in set(methods)}
+
+
+def markers(recipes: Iterable[str]) -> dict[str, str]:
+    """The marker of each recipe: that of its kind, or a spare one where two recipes of a kind are shown."""
+    chosen: dict[str, str] = {}
+    spare = iter(SPARE_MARKERS)
+    for recipe in dict.fromkeys(recipes):
+        marker = MARKERS.get(kind_of(recipe), "*")
+        chosen[recipe] = marker if marker not in chosen.values() else next(spare, marker)
+    return chosen
+
+
+def kind_of(recipe: str) -> str:
+    """`int8_static(kl)` -> `int8_static`."""
+    return recipe.partition("(")[0]
+
+
+def look() -> Any:
+    """A context in which figures are made with our style, whatever the user's own settings are."""
+    return mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": "agg"})
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[str]:
+    """Write PNG and SVG without dates or versions; returns the file names, PNG first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=130, metadata={"Software": None})
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+    return [f"{name}.png", f"{name}.svg"]

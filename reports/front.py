@@ -1,0 +1,206 @@
+"""The plot of accuracy against measured speed-up, with the Pareto front and the truncated networks on it."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
+
+from reports.choice import Choice
+from reports.drawing import LINES, colours, kind_of, look, markers, save
+from reports.labels import slug
+from reports.runs import Row
+
+X_AXES = {
+    "speedup_best_int8": "measured speed-up over the fastest INT8 network without exits",
+    "speedup_best_float32": "measured speed-up over the fastest float32 network without exits (no INT8 here)",
+}
+DEPTH_SHOWN = 0.15  # scores this far below the best float32 are left off the axis, so that the rest can be told apart
+LABELS = 10
+FULL_DEPTH = ["no exits", "truncated"]
+
+
+def draw_front(rows: list[Row], choice: Choice, folder: Path) -> list[str]:
+    """Write `front_<task>_<shape>.png` and `.svg`; returns their names, none where nothing has a score and a speed."""
+    x = next((name for name in X_AXES if any(row[name] is not None for row in rows)), None)
+    points = [row for row in rows if x and row[x] is not None and row["dev_score"] is not None]
+    if x is None or not points:
+        return []
+    engines = sorted({row["engine"] for row in points})
+    with look():
+        figure = Figure(figsize=(6.5 * len(engines) + 2.5, 6.2), layout="constrained")
+        panels = figure.subplots(1, len(engines), sharex=True, sharey=True, squeeze=False)[0]
+        front = pareto_front(points, x)
+        for axes, engine in zip(panels, engines, strict=True):
+            _panel(axes, [row for row in points if row["engine"] == engine], points, front, x)
+            _mark_answers(axes, choice, engine, x)
+            axes.set_title(f"engine {engine}")
+        _scale(panels, points, choice, x)
+        panels[0].set_ylabel(f"{points[0]['metric']} on dev, %")
+        figure.supxlabel(X_AXES[x], fontsize=10)
+        figure.suptitle(f"{choice.task}, {choice.shape}: score against measured speed-up", fontsize=12)
+        figure.legend(handles=_legend(points, choice), loc="outside right center", fontsize=9)
+        figure.draw_without_rendering()  # the layout must stand before labels are placed
+        for axes, engine in zip(panels, engines, strict=True):
+            _annotate(axes, [row for row in front if row["engine"] == engine], points, x)
+        return save(figure, folder, f"front_{slug(choice.task)}_{slug(choice.shape)}")
+
+
+def pareto_front(points: list[Row], x: str) -> list[Row]:
+    """Points that no other beats in both speed and dev score, slowest first."""
+    front: list[Row] = []
+    for row in sorted(points, key=lambda row: (-row[x], -row["dev_score"], row["run_id"])):
+        if not front or row["dev_score"] > front[-1]["dev_score"]:
+            front.append(row)
+    return front[::-1]
+
+
+def _panel(axes: Axes, shown: list[Row], points: list[Row], front: list[Row], x: str) -> None:
+    """One engine's points; the front is that of all engines, as steps down."""
+    by_method, by_recipe = colours(_methods(points)), markers(row["recipe"] for row in points)
+    axes.step([row[x] for row in front], _percent(front), where="pre", color="0.35", linewidth=5, alpha=0.25, zorder=1)
+    ladders: dict[tuple, list[Row]] = defaultdict(list)
+    for row in shown:
+        if row["role"] in FULL_DEPTH:
+            ladders[row["session"], row["checkpoint"], row["recipe"]].append(row)
+    for (_, _, recipe), ladder in ladders.items():
+        steps = sorted(ladder, key=lambda row: row["mean_exit_layer"])
+        line = LINES.get(kind_of(recipe), "-")
+        colour = by_method[steps[0]["method"] or ""]
+        axes.plot([row[x] for row in steps], _percent(steps), line, color=colour, linewidth=1.2, alpha=0.8, zorder=2)
+    for row in shown:
+        truncated, whole = row["role"] == "truncated", row["role"] == "no exits"
+        axes.plot(
+            row[x],
+            row["dev_score"] * 100,
+            marker="X" if truncated else by_recipe[row["recipe"]],
+            markersize=11 if whole else 8,
+            color=by_method[row["method"] or ""],
+            markeredgecolor="black" if whole else "white",
+            markeredgewidth=1.6 if whole else 0.8,
+            zorder=4 if row["role"] == "early exit" else 3,
+        )
+
+
+def _mark_answers(axes: Axes, choice: Choice, engine: str, x: str) -> None:
+    for kind in ("early exit", "truncated"):
+        answer = choice.answers.get(kind)
+        if (
+            answer is not None
+            and answer.run["engine"] == engine
+            and None not in (answer.run[x], answer.run["dev_score"])
+        ):
+            point = (answer.run[x], answer.run["dev_score"] * 100)
+            axes.plot(*point, "o", markersize=18, markerfacecolor="none", markeredgecolor="black", zorder=5)
+
+
+def _scale(panels: list[Axes], points: list[Row], choice: Choice, x: str) -> None:
+    """Log speed where it spans more than a factor of 3; shallow networks near chance are counted, not drawn."""
+    axes, scores, speeds = panels[0], _percent(points), [row[x] for row in points]
+    best = (choice.reference or {}).get("dev_score")
+    top = max(scores)
+    floor = min(scores) if best is None else max(min(scores), 100 * (best - DEPTH_SHOWN))
+    room = 0.06 * (top - floor) or 1.0
+    axes.set_ylim(floor - room, top + 2.5 * room)
+    axes.set_xlim(min(speeds) / 1.12, max(speeds) * 1.15)
+    if max(speeds) > 3 * min(speeds):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    for panel in panels:
+        if best is not None:
+            panel.axhline(100 * best, color="0.3", linewidth=0.9, linestyle=(0, (1, 3)))
+    below = sum(score < floor for score in scores)
+    if below:
+        axes.text(0.01, 0.01, f"{below} points lie below this axis", transform=axes.transAxes, fontsize=8, color="0.3")
+
+
+def _legend(points: list[Row], choice: Choice) -> list[Line2D]:
+    def key(label: str, **style: Any) -> Line2D:
+        handle = Line2D([], [])
+        handle.set(**({"label": label, "linestyle": "none", "color": "0.35"} | style))
+        return handle
+
+    recipes = markers(row["recipe"] for row in points)
+    handles = [key(name or "no method", marker="o", color=c) for name, c in colours(_methods(points)).items()]
+    handles += [key(name, marker=m, linestyle=LINES.get(kind_of(name), "-")) for name, m in recipes.items()]
+    roles = {row["role"] for row in points}
+    if "no exits" in roles:
+        handles.append(key("whole network, no exits", marker="o", markeredgecolor="black", markersize=10))
+    if "truncated" in roles:
+        handles.append(key("truncated network (line: by layer)", marker="X"))
+    handles.append(key("Pareto front on dev", linestyle="-", linewidth=5, alpha=0.3))
+    if choice.answers.keys() & {"early exit", "truncated"}:
+        handles.append(
+            key(
+                "chosen on tune, within the floor",
+                marker="o",
+                markersize=14,
+                markerfacecolor="none",
+                markeredgecolor="k",
+            )
+        )
+    if choice.reference is not None:
+        handles.append(key("float32, no exits: dev score", linestyle=(0, (1, 3))))
+    return handles
+
+
+def _annotate(axes: Axes, front: list[Row], points: list[Row], x: str) -> None:
+    """Name points of the front, each where it covers neither a point nor another name."""
+    figure = axes.get_figure()
+    if not isinstance(figure, Figure):
+        return
+    transform = axes.transData.transform
+    taken = [
+        Bbox.from_bounds(px - 6, py - 6, 12, 12)
+        for px, py in transform([(row[x], row["dev_score"] * 100) for row in points])
+    ]
+    low, high = axes.get_ylim()
+    visible = [row for row in front if low <= row["dev_score"] * 100 <= high]
+    for row in visible[:: -(-len(visible) // LABELS) or 1]:
+        label = f"{row['recipe']}, {row['configuration']}"
+        place = _free_place(axes, label, (row[x], row["dev_score"] * 100), taken)
+        if place is not None:
+            taken.append(place)
+
+
+def _free_place(axes: Axes, label: str, at: tuple[float, float], taken: list[Bbox]) -> Bbox | None:
+    """Write the label at the nearest free place around its point; nothing is written where all are taken."""
+    inside = axes.get_window_extent()
+    for distance in (14, 30, 48, 70, 95, 125):
+        for dx, dy in ((1, 0.6), (1, -0.6), (-1, 0.6), (-1, -0.6), (0.3, 1), (-0.3, -1), (0.3, -1), (-0.3, 1)):
+            note = _label(axes, label, at, dx * distance, dy * distance)
+            box = note.get_window_extent().padded(2)
+            within = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
+            if within and not any(box.overlaps(other) for other in taken):
+                return box
+            note.remove()
+    return None
+
+
+def _label(axes: Axes, label: str, at: tuple[float, float], dx: float, dy: float) -> Annotation:
+    return axes.annotate(
+        label,
+        at,
+        xytext=(dx, dy),
+        textcoords="offset points",
+        ha="left" if dx > 0 else "right",
+        va="center",
+        fontsize=8,
+        zorder=6,
+        arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4},
+    )
+
+
+def _percent(rows: list[Row]) -> list[float]:
+    return [row["dev_score"] * 100 for row in rows]
+
+
+def _methods(rows: list[Row]) -> list[str]:
+    return [row["method"] or "" for row in rows]

@@ -1,0 +1,147 @@
+"""The lines above a table: what was measured, on what, against what, and every caveat."""
+
+from typing import Any
+
+from benchmarks.records import RunRecord
+from reports.runs import Row, Runs
+
+BASELINE_NAMES = {
+    "best_float32": "fastest float32 without exits",
+    "best_int8": "fastest INT8 without exits",
+    "float32_same_engine": "float32 without exits on the same engine",
+    "best_truncated": "best truncated network within the floor",
+}
+
+
+def header_notes(runs: Runs, rows: list[Row]) -> list[str]:
+    """Lines for one table; `runs` has gone through `apply_floor`."""
+    records = [runs.records[row["run_id"]] for row in rows]
+    return [
+        *_machine(records),
+        *_scores(rows),
+        *_checkpoints(records),
+        *_calibration(records),
+        *_baselines(runs, rows),
+        *_parity(rows),
+        *_timing_only(rows),
+    ]
+
+
+def failures(rows: list[Row]) -> list[str]:
+    """One line for each failed run."""
+    return [f"{describe(row)}: {_one_line(row['error'])}" for row in rows if row["status"] == "error"]
+
+
+def describe(row: Row) -> str:
+    """A run in one phrase: `pabee minilm, int8_static(kl) on openvino, entropy 0.2`."""
+    model = [row["model"]] if row["model"] else []
+    return ", ".join([*model, f"{row['recipe']} on {row['engine']}", row["configuration"]])
+
+
+def _machine(records: list[RunRecord]) -> list[str]:
+    """What all records' environments agree on; what differs between them is a line of its own."""
+    environments = [_flat(record.environment) for record in records]
+    names = list(dict.fromkeys(name for environment in environments for name in environment))
+    same, varying = [], []
+    for name in names:
+        values = list(dict.fromkeys(environment[name] for environment in environments if name in environment))
+        if len(values) == 1:
+            same.append(f"{name} {values[0]}")
+        else:
+            varying.append(f"{name} {_range(values)}")
+    lines = [f"Machine: {'; '.join(same)}."] if same else []
+    return lines + ([f"Differs between runs: {'; '.join(varying)}."] if varying else [])
+
+
+def _flat(environment: dict[str, Any]) -> dict[str, str]:
+    """Nested names and lists as words: {"versions": {"torch": "2.13"}} -> {"torch": "2.13"}."""
+    flat = {}
+    for name, value in environment.items():
+        if isinstance(value, dict):
+            flat |= _flat(value)
+        elif isinstance(value, list):
+            flat[name.replace("_", " ")] = " ".join(map(str, value))
+        elif value is not None:
+            flat[name.replace("_", " ")] = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return flat
+
+
+def _range(values: list[str]) -> str:
+    try:
+        numbers = sorted(values, key=float)
+    except ValueError:
+        return " / ".join(sorted(values))
+    return f"{numbers[0]} to {numbers[-1]}"
+
+
+def _scores(rows: list[Row]) -> list[str]:
+    scored = [row for row in rows if row["dev_score"] is not None]
+    if not scored:
+        return []
+    row = scored[0]
+    line = f"Score: {row['metric']}, in percent"
+    line += ", with its 95 % Wilson interval" if row["dev_score_low"] is not None else ""
+    if row["dev_rows"]:
+        line += f"; {row['dev_rows']} dev rows, so 1 example = {row['one_example_points']:.2f} points"
+    if row["majority_score"] is not None:
+        line += f"; the majority class alone scores {row['majority_score'] * 100:.1f}"
+    return [f"{line}. Nothing was chosen by it: choices are made on tune."]
+
+
+def _checkpoints(records: list[RunRecord]) -> list[str]:
+    known = {record.checkpoint.name: record.checkpoint for record in records if record.checkpoint is not None}
+    return [
+        f"Checkpoint {info.name}: {info.method} on {info.family} ({info.backbone}), {info.num_layers} layers."
+        for info in known.values()
+    ]
+
+
+def _calibration(records: list[RunRecord]) -> list[str]:
+    found = {
+        (given.rows, given.split, given.seed): None for record in records if (given := record.calibration) is not None
+    }
+    return [f"INT8 calibrated on {rows} rows of {split} (seed {seed})." for rows, split, seed in found]
+
+
+def _baselines(runs: Runs, rows: list[Row]) -> list[str]:
+    by_id = {row["run_id"]: row for row in runs.rows}
+    lines: dict[str, list[str]] = {}
+    for key, name in BASELINE_NAMES.items():
+        for row in rows:
+            if (baseline := row[f"speedup_{key}_over"]) is not None:
+                run = by_id[baseline]
+                seconds = f"{run['latency_s_per_example'] * 1000:.4g} ms per example"
+                where = f"{run['recipe']} on {run['engine']}, {run['configuration']}"
+                group = f"{row['model'] or row['task']} (session {row['session']})"
+                lines.setdefault(group, []).append(f"{name} ({where}) {seconds}")
+    return [f"Baselines of {group}: {'; '.join(dict.fromkeys(named))}." for group, named in lines.items()]
+
+
+def _parity(rows: list[Row]) -> list[str]:
+    checked = [row for row in rows if row["parity_rows"] is not None]
+    if not checked:
+        return []
+    differing = [row for row in checked if row["parity_differing"]]
+    invalid = [row for row in checked if row["validity"] == "INVALID"]
+    lines = [f"Parity: live and replayed exits and labels agree on every timed row of {len(checked)} runs."]
+    if differing:
+        near = sum(row["parity_below_epsilon"] for row in differing)
+        total = sum(row["parity_differing"] for row in differing)
+        lines = [
+            f"Parity: in {len(differing)} of {len(checked)} runs {total} live exits or labels differ from the replayed"
+            f" ones, {near} of them closer than epsilon to turning."
+        ]
+    return lines + [
+        f"INVALID: {describe(row)}: {row['parity_differing'] - row['parity_below_epsilon']} of {row['parity_rows']}"
+        " timed rows differ by more than epsilon; never chosen."
+        for row in invalid
+    ]
+
+
+def _timing_only(rows: list[Row]) -> list[str]:
+    imposed = any(row["role"] == "timing only" for row in rows)
+    return ["Timing only: exits of `imposed` rows are told, not decided, so they have no score."] if imposed else []
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "no reason was recorded").split())

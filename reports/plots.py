@@ -1,0 +1,17 @@
+"""All plots of an output folder, as PNG and SVG."""
+
+from pathlib import Path
+
+from reports.choice import Choice
+from reports.exits_plot import draw_exits
+from reports.front import draw_front
+from reports.runs import Runs
+
+
+def draw_all(runs: Runs, choices: list[Choice], folder: Path) -> dict[tuple[str, str], list[str]]:
+    """Draw every plot into `folder`; returns (task, shape) -> names of the PNG files."""
+    drawn = {}
+    for choice, (task, shape, rows) in zip(choices, runs.groups(), strict=True):
+        names = draw_front(rows, choice, folder) + draw_exits(rows, folder)
+        drawn[task, shape] = [name for name in names if name.endswith(".png")]
+    return drawn

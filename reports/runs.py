@@ -1,0 +1,164 @@
+"""One row for each run, with everything that is derived from its record and its raw timings. pandas-free.
+
+`reports/columns.py` describes every field of a row. Whatever a record lacks is None: nothing is guessed.
+"""
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.records import RunRecord, read_records
+from benchmarks.statistics import proportion_interval
+from reports import labels
+from reports.baselines import find_baselines
+from reports.columns import COLUMNS, METRIC_PREFIX
+from reports.timings import Timings, read_timings, speedup
+
+Row = dict[str, Any]
+
+
+class Runs(NamedTuple):
+    """An output folder, read: a row for each run in a stable order, and by run_id the records, and timings if any."""
+
+    rows: list[Row]
+    records: dict[str, RunRecord]
+    timings: dict[str, Timings]
+
+    def groups(self) -> list[tuple[str, str, list[Row]]]:
+        """(task, shape, its rows), one for each table and plot."""
+        grouped = groupby(self.rows, key=lambda row: (row["task"], row["shape"]))
+        return [(task, shape, list(rows)) for (task, shape), rows in grouped]
+
+
+def load_runs(folder: Path) -> Runs:
+    """Read an output folder; what depends on a floor is left for `reports.choice.apply_floor`.
+
+    Raises:
+        UserError: the folder holds no records, or a file in it is damaged.
+    """
+    records = sorted(read_records(folder), key=labels.sort_key)
+    read = {record.run_id: read_timings(folder, record.run_id) for record in records if record.status == "ok"}
+    timings = {run_id: timed for run_id, timed in read.items() if timed is not None}
+    return Runs(_rows(records, timings), {record.run_id: record for record in records}, timings)
+
+
+def _rows(records: list[RunRecord], timings: dict[str, Timings]) -> list[Row]:
+    models, recipes = labels.model_labels(records), labels.recipe_labels(records)
+    baselines = find_baselines(records, timings)
+    rows = []
+    for record in records:
+        row: Row = dict.fromkeys(COLUMNS) | _identity(record) | _exits(record)
+        row |= {"model": models.get(record.run_id), "recipe": recipes[record.run_id]}
+        if record.status == "ok":
+            row |= _scores(record) | _parity(record)
+        if (timed := timings.get(record.run_id)) is not None:
+            row |= _speed(timed)
+            for key, baseline in baselines[record.run_id].items():
+                row |= speedup_fields(key, baseline, timings, timed)
+        rows.append(row | _ratios(row))
+    return rows
+
+
+def speedup_fields(key: str, baseline: str, timings: dict[str, Timings], timed: Timings) -> Row:
+    """The four fields of a speed-up over the run named `baseline`."""
+    ratio = speedup(timings[baseline], timed)
+    name = f"speedup_{key}"
+    return {name: ratio.estimate, f"{name}_low": ratio.low, f"{name}_high": ratio.high, f"{name}_over": baseline}
+
+
+def _identity(record: RunRecord) -> Row:
+    checkpoint = record.checkpoint
+    trained = checkpoint.model_dump(include={"method", "family", "backbone"}) if checkpoint else {}
+    return trained | {
+        "run_id": record.run_id,
+        "case": record.case,
+        "status": record.status,
+        "error": record.error,
+        "session": record.session,
+        "task": record.task,
+        "checkpoint": checkpoint.name if checkpoint else None,
+        "num_layers": labels.num_layers(record),
+        "precision": record.precision,
+        "engine": record.engine,
+        "program": record.program,
+        "exits": labels.exits_label(record),
+        "policy": labels.policy_label(record),
+        "configuration": labels.configuration_label(record),
+        "role": labels.role(record),
+        "shape": labels.shape_label(record.shape),
+        "batch_size": record.shape.get("batch_size"),
+        "padding": record.shape.get("padding"),
+        "threads": record.shape.get("threads"),
+        "metric": record.headline_metric,
+        "timed_rows": record.timed_rows if record.status == "ok" else None,
+        "size_mb": None if record.size_bytes is None else record.size_bytes / 1e6,
+        "build_seconds": record.build_seconds,
+    }
+
+
+def _scores(record: RunRecord) -> Row:
+    """Nothing for timing-only runs: their exits were told, so their labels mean nothing."""
+    if record.policy["kind"] == "imposed":
+        return {}
+    headline = {split: scores.get(record.headline_metric) for split, scores in record.scores.items()}
+    dev, rows = headline.get("dev"), record.split_counts.get("dev")
+    row: Row = {
+        f"{METRIC_PREFIX}{split}_{name}": value
+        for split, scores in record.scores.items()
+        for name, value in scores.items()
+    }
+    row |= {"dev_score": dev, "tune_score": headline.get("tune"), "majority_score": record.majority_score}
+    if rows:
+        row |= {"dev_rows": rows, "one_example_points": 100 / rows}
+        if dev is not None and record.headline_metric == "accuracy":
+            interval = proportion_interval(round(dev * rows), rows)
+            row |= {"dev_score_low": interval.low, "dev_score_high": interval.high}
+    return row
+
+
+def _exits(record: RunRecord) -> Row:
+    counts, layers = record.exit_counts.get("dev"), labels.num_layers(record)
+    mean = None
+    if counts and sum(counts):
+        mean = float(np.average(np.arange(1, len(counts) + 1), weights=counts))
+    elif not record.with_exits and record.exits:
+        mean = float(record.exits[-1])  # without exits, every row leaves where the network ends
+    saving = None if mean is None or layers is None else 1 - mean / layers
+    return {"exit_counts": counts, "mean_exit_layer": mean, "layer_saving": saving}
+
+
+def _parity(record: RunRecord) -> Row:
+    parity = record.parity
+    if parity is None:
+        return {}
+    valid = parity.differing <= parity.below_epsilon
+    return {
+        "parity_rows": parity.rows,
+        "parity_differing": parity.differing,
+        "parity_below_epsilon": parity.below_epsilon,
+        "parity_epsilon": parity.epsilon,
+        "validity": "valid" if valid else "INVALID",
+    }
+
+
+def _speed(timed: Timings) -> Row:
+    p50, p95 = np.quantile(timed.seconds, [0.5, 0.95]) * 1000
+    return {
+        "latency_s_per_example": timed.per_example_s,
+        "p50_ms": float(p50),
+        "p95_ms": float(p95),
+        "throughput_per_s": 1 / timed.per_example_s,
+    }
+
+
+def _ratios(row: Row) -> Row:
+    """What follows from the speed-up over the same network without exits."""
+    gained, mean, layers = row.get("speedup_no_exit"), row["mean_exit_layer"], row["num_layers"]
+    ratios = {}
+    if gained and mean and layers:
+        ratios["exit_efficiency"] = gained / (layers / mean)
+    if gained and row["role"] == "exits never fire":
+        ratios["exit_overhead"] = 1 / gained - 1
+    return ratios

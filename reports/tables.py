@@ -1,0 +1,230 @@
+"""Results as tables: on the console, as Markdown, and as CSV. Scores are in percent here, and say so."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from reports.choice import KINDS, Answer, Choice
+from reports.frame import to_frame
+from reports.notes import describe, failures, header_notes
+from reports.runs import Row, Runs
+
+Cell = Callable[[Any], str]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a printed table. On a narrow console, columns of the highest `priority` are left out first."""
+
+    title: str
+    priority: int
+    cell: Cell
+    text: bool = False  # left-aligned
+
+
+def number(name: str, digits: int, scale: float = 1) -> Cell:
+    """Formats a field of a row; empty where the row lacks it."""
+    return lambda row: "" if row[name] is None else f"{row[name] * scale:.{digits}f}"
+
+
+def interval(name: str, digits: int, scale: float = 1) -> Cell:
+    """Formats `<name>_low` to `<name>_high`; empty where the row lacks them."""
+    low, high = number(f"{name}_low", digits, scale), number(f"{name}_high", digits, scale)
+    return lambda row: "" if row[f"{name}_low"] is None else f"{low(row)} to {high(row)}"
+
+
+def text(name: str) -> Cell:
+    """A field as it stands; empty where the row lacks it."""
+    return lambda row: "" if row[name] is None else str(row[name])
+
+
+def note(row: Row) -> str:
+    """What a reader must know of a run before comparing it."""
+    remarks = ["failed"] if row["status"] == "error" else []
+    remarks += ["INVALID"] if row["validity"] == "INVALID" else []
+    remarks += ["timing only"] if row["role"] == "timing only" else []
+    if row["exit_overhead"] is not None:
+        remarks.append(f"overhead {row['exit_overhead'] * 100:+.1f} %")
+    return ", ".join(remarks)
+
+
+COLUMNS = [
+    Column("model", 0, text("model"), text=True),
+    Column("recipe", 0, text("recipe"), text=True),
+    Column("engine", 0, text("engine"), text=True),
+    Column("configuration", 0, text("configuration"), text=True),
+    Column("dev %", 0, number("dev_score", 1, 100)),
+    Column("dev 95 %", 4, interval("dev_score", 1, 100)),
+    Column("tune %", 3, number("tune_score", 1, 100)),
+    Column("mean layer", 1, number("mean_exit_layer", 2)),
+    Column("layer saving %", 2, number("layer_saving", 1, 100)),
+    Column("ms / example", 0, number("latency_s_per_example", 3, 1000)),
+    Column("p50 ms", 6, number("p50_ms", 2)),
+    Column("p95 ms", 6, number("p95_ms", 2)),
+    Column("x INT8", 0, number("speedup_best_int8", 2)),
+    Column("x INT8 95 %", 4, interval("speedup_best_int8", 2)),
+    Column("x fewer layers", 1, number("speedup_best_truncated", 2)),
+    Column("x no exit", 5, number("speedup_no_exit", 2)),
+    Column("exit eff.", 5, number("exit_efficiency", 2)),
+    Column("x fp32 same", 7, number("speedup_float32_same_engine", 2)),
+    Column("x fp32 best", 3, number("speedup_best_float32", 2)),
+    Column("MB", 6, number("size_mb", 1)),
+    Column("note", 0, note, text=True),
+]
+
+LEGEND = [
+    "x INT8, x fp32 best: speed-up over the fastest whole network without exits in INT8, in float32, of any engine.",
+    "x fp32 same: over float32 without exits on the same engine. x no exit: over the same recipe without exits.",
+    "x fewer layers: over the fastest truncated network whose tune score keeps the floor.",
+    "A speed-up is total baseline seconds / total seconds over the same rows, timed turn by turn in one session.",
+    "layer saving = 1 - mean layer / L. exit eff. = x no exit / (L / mean layer): 1 where saved layers become time.",
+    "overhead: seconds of a network whose exits never fire over those of the same network without exits, less 1.",
+]
+
+
+def _versus(answer: Answer) -> str:
+    over = answer.over_truncated
+    if over is None:
+        return ""
+    how = " by sessions" if over.by_sessions else ""
+    return f"{over.ratio.estimate:.2f} ({over.ratio.low:.2f} to {over.ratio.high:.2f}{how})"
+
+
+def _kept(choice: Choice) -> Cell:
+    base = (choice.reference or {}).get("dev_score")
+    return lambda answer: (
+        "" if not base or answer.run["dev_score"] is None else f"{answer.run['dev_score'] / base * 100:.1f}"
+    )
+
+
+def _of(cell: Cell) -> Cell:
+    return lambda answer: cell(answer.run)
+
+
+def answer_columns(choice: Choice) -> list[Column]:
+    """The columns of the table of answers; its rows are `Answer`s."""
+    return [
+        Column("answer", 0, lambda answer: KINDS[answer.kind], text=True),
+        Column("run", 0, lambda answer: describe(answer.run), text=True),
+        Column("dev %", 0, _of(number("dev_score", 1, 100))),
+        Column("dev 95 %", 1, _of(interval("dev_score", 1, 100))),
+        Column("% of float32", 2, _kept(choice)),
+        Column("tune %", 2, _of(number("tune_score", 1, 100))),
+        Column("ms / example", 0, _of(number("latency_s_per_example", 3, 1000))),
+        Column("x INT8", 0, _of(number("speedup_best_int8", 2))),
+        Column("x INT8 95 %", 1, _of(interval("speedup_best_int8", 2))),
+        Column("x fewer layers", 0, _versus),
+        Column("note", 0, lambda answer: "" if answer.within_floor else "below the floor", text=True),
+    ]
+
+
+def answer_lines(choice: Choice) -> list[str]:
+    """How the answers were chosen."""
+    lines = []
+    if choice.floor is not None:
+        lines.append(
+            f"Chosen on tune: the fastest run that scores at least {choice.floor * 100:.2f} %, which is"
+            f" {choice.relative_floor * 100:g} % below float32 without exits. Read once on dev."
+        )
+    if choice.invalid:
+        lines.append(f"{choice.invalid} INVALID runs were left out.")
+    return lines
+
+
+def csv_text(runs: Runs) -> str:
+    """`results.csv`: every run and every column, numbers to six digits."""
+    frame = to_frame(runs)
+    counts = frame["exit_counts"].map(lambda value: " ".join(map(str, value)) if isinstance(value, list) else "")
+    return frame.assign(exit_counts=counts).to_csv(index=False, lineterminator="\n", float_format="%.6g")
+
+
+def markdown_text(runs: Runs, choices: list[Choice], images: dict[tuple[str, str], list[str]]) -> str:
+    """`results.md`: the answers, then a table for each task and shape. `images`: (task, shape) -> files beside it."""
+    lines = ["# Results", "", "Scores are in percent. Every column of `results.csv` is described in"]
+    lines += ["[results_columns.md](results_columns.md).", "", "## The answer", ""]
+    for choice in choices:
+        lines += [f"**{_safe(choice.task)}, {_safe(choice.shape)}.** {choice.sentence}", ""]
+        if choice.answers:
+            lines += [*_markdown_table(answer_columns(choice), list(choice.answers.values())), ""]
+        lines += [f"- {line}" for line in answer_lines(choice)] + [""]
+    for task, shape, rows in runs.groups():
+        lines += [f"## {_safe(task)}: {_safe(shape)}", ""]
+        lines += [f"- {_safe(line)}" for line in header_notes(runs, rows)]
+        lines += ["", *_markdown_table(COLUMNS, rows), ""]
+        lines += [f"- Failed: {_safe(line)}" for line in failures(rows)] + [""]
+        lines += [line for name in images.get((task, shape), []) for line in (f"![{name}]({name})", "")]
+    lines += ["## Reading the tables", "", *[f"- {line}" for line in LEGEND]]
+    return "\n".join(_without_double_blanks(lines)) + "\n"
+
+
+def print_tables(console: Console, runs: Runs, choices: list[Choice]) -> None:
+    """The answers and the tables, in what columns the console has room for."""
+    for choice in choices:
+        console.print(Text(f"{choice.task}, {choice.shape}", style="bold"))
+        console.print(Text(choice.sentence))
+        if choice.answers:
+            _print_table(console, answer_columns(choice), list(choice.answers.values()))
+        _print_lines(console, answer_lines(choice))
+    for task, shape, rows in runs.groups():
+        console.print(Text(f"\n{task}: {shape}", style="bold"))
+        _print_lines(console, header_notes(runs, rows))
+        _print_table(console, COLUMNS, rows)
+        _print_lines(console, [f"Failed: {line}" for line in failures(rows)])
+    _print_lines(console, LEGEND)
+
+
+def fitting(columns: list[Column], rows: list[Any], width: int) -> list[Column]:
+    """The columns that hold something and fit `width`; priority 0 stays whatever the width."""
+    kept = [column for column in columns if any(column.cell(row) for row in rows)]
+    while _width(kept, rows) > width and any(column.priority for column in kept):
+        last = max(column.priority for column in kept)
+        drop = [column for column in kept if column.priority == last][-1]
+        kept.remove(drop)
+    return kept
+
+
+def _width(columns: list[Column], rows: list[Any]) -> int:
+    """Each column is as wide as its widest cell or title word, with a space on both sides."""
+    return sum(2 + max(map(len, [*(column.cell(row) for row in rows), *column.title.split(" ")])) for column in columns)
+
+
+def _print_table(console: Console, columns: list[Column], rows: list[Any]) -> None:
+    kept = fitting(columns, rows, console.width - 2)
+    table = Table(box=SIMPLE_HEAD, show_edge=False)
+    for column in kept:
+        table.add_column(column.title, justify="left" if column.text else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(column.cell(row)) for column in kept])
+    console.print(table)
+    left_out = [column.title for column in columns if column not in kept and any(column.cell(row) for row in rows)]
+    if left_out:
+        console.print(Text(f"Left out for width (all are in results.csv): {', '.join(left_out)}", style="dim"))
+
+
+def _print_lines(console: Console, lines: list[str]) -> None:
+    for line in lines:
+        console.print(Text(f"- {line}"))
+
+
+def _markdown_table(columns: list[Column], rows: list[Any]) -> list[str]:
+    kept = fitting(columns, rows, width=10**6)
+    head = "| " + " | ".join(column.title for column in kept) + " |"
+    rule = "| " + " | ".join("---" if column.text else "---:" for column in kept) + " |"
+    body = ["| " + " | ".join(_safe(column.cell(row)) for column in kept) + " |" for row in rows]
+    return [head, rule, *body]
+
+
+def _safe(cell: str) -> str:
+    """Text that cannot break a Markdown table or be read as markup."""
+    for mark in "\\|<*":
+        cell = cell.replace(mark, f"\\{mark}")
+    return " ".join(cell.split())
+
+
+def _without_double_blanks(lines: list[str]) -> list[str]:
+    return [line for i, line in enumerate(lines) if line or (i and lines[i - 1])]

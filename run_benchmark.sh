@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# The front door: set up .venv once, then run a suite. `./run_benchmark.sh --help` tells the rest.
+set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=setup_env.sh
+source "$ROOT/setup_env.sh"
+
+usage() {
+    cat <<'HELP'
+Usage: ./run_benchmark.sh [--config FILE] [option ...]
+
+Sets up .venv (Python 3.11; once), then runs a suite: fine-tune or load, quantize, measure, show.
+Without arguments: yaml_configs/suites/default.yaml, which brings its own data and models.
+
+  --config FILE            the suite to run
+  --dataset_location DIR   the folder of data sets, in the original GLUE layout (SST-2/train.tsv, ...)
+  --checkpoints DIR        where fine-tuned models are kept and found again
+  --output DIR             where the records, tables and plots go
+  --only TEXT              run the matching rows only
+  --smoke                  every step at toy size: proves that the suite runs, measures nothing
+  --dry-run                print rows, minutes and disk; run nothing
+  --help                   this text
+
+`--key value` and `--key=value` are the same. Paths are taken from the folder you call from; a suite is also looked for
+in the repository.
+
+  ./run_benchmark.sh
+  ./run_benchmark.sh --config=yaml_configs/suites/sst2_minilm.yaml --dataset_location=/data/glue
+
+Exit codes: 0 every row ran; 1 a row failed, or a parameter here is unknown; 2 the suite or its input is unusable.
+Once set up, `.venv/bin/python -m benchmarks --help` shows the other commands.
+HELP
+}
+
+fail() {
+    echo "Error: $*" >&2
+    exit 1
+}
+
+absolute() {
+    case $1 in
+        /*) echo "$1" ;;
+        *) echo "$PWD/$1" ;;
+    esac
+}
+
+suite=yaml_configs/suites/default.yaml
+arguments=()
+while [ $# -gt 0 ]; do
+    given=$1
+    case $1 in
+        --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+    esac
+    case $1 in
+        --config | --dataset_location | --checkpoints | --output | --only)
+            [ -n "${2:-}" ] || fail "$1 needs a value"
+            ;;
+    esac
+    case $1 in
+        --help | -h) usage && exit 0 ;;
+        --smoke | --dry-run) arguments+=("$1") && shift ;;
+        --config) suite=$2 && shift 2 ;;
+        --only) arguments+=("$1" "$2") && shift 2 ;;
+        --dataset_location | --checkpoints | --output) arguments+=("$1" "$(absolute "$2")") && shift 2 ;;
+        *) fail "No such parameter: $given" ;;
+    esac
+done
+
+# Looked for before the set-up, which may take minutes.
+if [ -f "$suite" ]; then
+    suite=$(absolute "$suite")
+elif [ ! -f "$ROOT/$suite" ]; then
+    fail "No such suite: $suite (those that come with ExitBench are in yaml_configs/suites/)"
+fi
+
+setup_env run minilm
+cd "$ROOT"
+exec "$PYTHON" -m benchmarks run "$suite" "${arguments[@]}"

@@ -1,0 +1,47 @@
+"""Shared by all tests: the real GLUE folder, and an account of skipped tests.
+
+A suite that skips what it was meant to run is green for the wrong reason. With `EXITBENCH_ALLOWED_SKIPS` set to reasons
+separated by `;` (or to nothing at all), a skip whose reason contains none of them fails the run.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def glue_folder() -> Path:
+    """The folder of GLUE tasks in their original layout (`SST-2/train.tsv`, ...), named by `EXITBENCH_GLUE`."""
+    location = os.environ.get("EXITBENCH_GLUE")
+    if not location:
+        pytest.skip("EXITBENCH_GLUE is not set (a folder with SST-2/train.tsv and the like)")
+    folder = Path(location)
+    if not folder.is_dir():
+        pytest.fail(f"EXITBENCH_GLUE is not a folder: {folder}", pytrace=False)
+    return folder
+
+
+def unexpected_skips(config: pytest.Config) -> list[str]:
+    """Each skip, of a test or of a whole module, that `EXITBENCH_ALLOWED_SKIPS` does not allow: "test: reason"."""
+    allowed = os.environ.get("EXITBENCH_ALLOWED_SKIPS")
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if allowed is None or terminal is None:
+        return []
+    reasons = [reason for reason in allowed.split(";") if reason]
+    skips = [(report.nodeid, report.longrepr[2]) for report in terminal.stats.get("skipped", [])]
+    return [f"{test}: {why}" for test, why in skips if not any(reason in why for reason in reasons)]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Turn a pass with unexpected skips into a failure."""
+    if session.exitstatus == pytest.ExitCode.OK and unexpected_skips(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name the unexpected skips, above pytest's closing line."""
+    for number, skip in enumerate(unexpected_skips(config)):
+        if number == 0:
+            terminalreporter.section("skips that EXITBENCH_ALLOWED_SKIPS does not allow", red=True)
+        terminalreporter.line(skip)
