@@ -29,12 +29,12 @@ class Program(Protocol):
     Attributes:
         kind: graph (exits inside one compiled graph), stepped (a loop over segments), single (no exits).
         precision: what the compiled program reports to run in.
-        size_bytes: weights and graph on disk.
+        size_bytes: weights and graph on disk; None where the engine does not say.
     """
 
     kind: Literal["graph", "stepped", "single"]
     precision: str
-    size_bytes: int
+    size_bytes: int | None
 
     def run(self, inputs: Inputs, dials: Dials) -> ExitOutput: ...
 
@@ -83,7 +83,7 @@ class SteppedProgram:
 
     kind: Literal["graph", "stepped", "single"] = "stepped"
 
-    def __init__(self, steps: Steps, policy: Policy, exits: Sequence[int], precision: str, size_bytes: int):
+    def __init__(self, steps: Steps, policy: Policy, exits: Sequence[int], precision: str, size_bytes: int | None):
         self.steps, self.policy, self.exits = steps, policy, list(exits)
         self.precision, self.size_bytes = precision, size_bytes
 

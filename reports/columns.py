@@ -16,7 +16,7 @@ IDENTITY = {
     "session": "runs timed turn by turn share it; speed-ups are formed only within one",
     "task": "the task",
     "checkpoint": "name of the trained checkpoint",
-    "model": "its short name: method and backbone, or the checkpoint's name where two share these",
+    "model": "the shortest name that tells it apart: method, method and backbone, or the checkpoint's name",
     "method": "how the exits were trained",
     "family": "architecture of the backbone",
     "backbone": "what fine-tuning started from",

@@ -13,7 +13,7 @@ METHODS = ["pabee", "deebert", "fastbert", "romebert"]
 MARKERS = {"float32": "o", "bfloat16": "s", "float16": "D", "int8_static": "^", "int8_dynamic": "v"}
 LINES = {"float32": ":", "bfloat16": "-.", "float16": "-.", "int8_static": "-", "int8_dynamic": "--"}
 SPARE_MARKERS = "Phd<>p"
-STYLE = {
+STYLE: Any = {
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -48,7 +48,8 @@ def kind_of(recipe: str) -> str:
 
 def look() -> Any:
     """A context in which figures are made with our style, whatever the user's own settings are."""
-    return mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": "agg"})
+    defaults: Any = {name: value for name, value in mpl.rcParamsDefault.items() if name != "backend"}
+    return mpl.rc_context(defaults | STYLE)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[str]:

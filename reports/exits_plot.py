@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from reports.drawing import PALETTE, look, save
 from reports.labels import slug
@@ -30,20 +31,25 @@ def draw_exits(rows: list[Row], folder: Path) -> list[str]:
 
 
 def pairs(rows: list[Row]) -> list[Pair]:
-    """float32 and INT8 runs of equal policy and exits, on the one engine and INT8 recipe that pair most of them."""
-    options: dict[tuple[str, str], dict[str, Pair]] = {}
+    """float32 and INT8 runs of equal policy and exits, on one engine and with one INT8 recipe.
+
+    Of engines and recipes, those with the most runs are taken; of equals, the fastest.
+    """
     recipes = sorted({row["recipe"] for row in rows if _side(row) == "int8"}) or [""]
-    for engine in sorted({row["engine"] for row in rows}):
-        for int8 in recipes:
-            paired: dict[str, Pair] = defaultdict(dict)
-            for row in rows:
-                if row["engine"] == engine and row["recipe"] in ("float32", int8):
-                    paired[row["configuration"]][_side(row)] = row
-            options[engine, int8] = paired
-    best = max(
-        options.values(), key=lambda paired: (sum(map(len, paired.values())), -list(options.values()).index(paired))
-    )
-    return list(best.values())
+    engines = sorted({row["engine"] for row in rows})
+    options = [
+        [row for row in rows if row["engine"] == engine and row["recipe"] in ("float32", int8)]
+        for engine in engines
+        for int8 in recipes
+    ]
+    paired: dict[str, Pair] = defaultdict(dict)
+    for row in max(options, key=lambda chosen: (len(chosen), -_seconds(chosen))):
+        paired[row["configuration"]][_side(row)] = row
+    return list(paired.values())
+
+
+def _seconds(rows: list[Row]) -> float:
+    return sum(row["latency_s_per_example"] or 0 for row in rows)
 
 
 def spaced(found: list[Pair], count: int) -> list[Pair]:
@@ -80,21 +86,16 @@ def _draw(checkpoint: str, rows: list[Row], folder: Path) -> list[str]:
         figure.supxlabel("exit layer", fontsize=10)
         figure.supylabel("dev rows, %", fontsize=10)
         recipes = dict.fromkeys((_side(row), row["recipe"]) for pair in shown for row in pair.values())
-        handles = [_swatch(axes=panels.flat[0], side=side, label=recipe) for side, recipe in sorted(recipes)]
+        handles = [Patch(color=SIDES[side], label=recipe) for side, recipe in sorted(recipes)]
         figure.legend(handles=handles, loc="outside lower right", ncols=2)
         return save(figure, folder, f"exits_{slug(first['task'])}_{slug(first['shape'])}_{slug(checkpoint)}")
 
 
-def _swatch(axes: Axes, side: str, label: str):  # noqa: ANN202  (a matplotlib container)
-    return axes.bar([0], [0], color=SIDES[side], label=label)
-
-
 def _histogram(axes: Axes, pair: Pair) -> None:
-    width = 0.8 / len(pair)
-    means = []
+    width, means = 0.8 / len(pair), []
+    layers = np.arange(1, len(next(iter(pair.values()))["exit_counts"]) + 1)
     for i, side in enumerate(side for side in SIDES if side in pair):
         counts = np.asarray(pair[side]["exit_counts"])
-        layers = np.arange(1, len(counts) + 1)
         axes.bar(layers + (i + 0.5) * width - 0.4, 100 * counts / counts.sum(), width, color=SIDES[side])
         means.append(f"{pair[side]['mean_exit_layer']:.2f}")
     axes.set_xticks(layers, minor=False)

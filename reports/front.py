@@ -20,15 +20,17 @@ X_AXES = {
     "speedup_best_int8": "measured speed-up over the fastest INT8 network without exits",
     "speedup_best_float32": "measured speed-up over the fastest float32 network without exits (no INT8 here)",
 }
-DEPTH_SHOWN = 0.15  # scores this far below the best float32 are left off the axis, so that the rest can be told apart
-LABELS = 10
-FULL_DEPTH = ["no exits", "truncated"]
+DEPTH_SHOWN = 0.08  # scores this far below the best float32 are left off the axis, so that the rest can be told apart
+LABELS = 14
+WITHOUT_EXITS = ["no exits", "truncated"]
+COMPETING = ["early exit", "truncated"]
 
 
 def draw_front(rows: list[Row], choice: Choice, folder: Path) -> list[str]:
     """Write `front_<task>_<shape>.png` and `.svg`; returns their names, none where nothing has a score and a speed."""
     x = next((name for name in X_AXES if any(row[name] is not None for row in rows)), None)
-    points = [row for row in rows if x and row[x] is not None and row["dev_score"] is not None]
+    measured = [row for row in rows if x and row[x] is not None and row["dev_score"] is not None]
+    points = [row for row in measured if row["validity"] != "INVALID"]
     if x is None or not points:
         return []
     engines = sorted({row["engine"] for row in points})
@@ -41,13 +43,15 @@ def draw_front(rows: list[Row], choice: Choice, folder: Path) -> list[str]:
             _mark_answers(axes, choice, engine, x)
             axes.set_title(f"engine {engine}")
         _scale(panels, points, choice, x)
+        _note_missing(panels[0], points, len(measured) - len(points))
         panels[0].set_ylabel(f"{points[0]['metric']} on dev, %")
         figure.supxlabel(X_AXES[x], fontsize=10)
         figure.suptitle(f"{choice.task}, {choice.shape}: score against measured speed-up", fontsize=12)
         figure.legend(handles=_legend(points, choice), loc="outside right center", fontsize=9)
         figure.draw_without_rendering()  # the layout must stand before labels are placed
         for axes, engine in zip(panels, engines, strict=True):
-            _annotate(axes, [row for row in front if row["engine"] == engine], points, x)
+            named = [row for row in [*_chosen(choice), *front] if row["engine"] == engine]
+            _annotate(axes, named, points, x)
         return save(figure, folder, f"front_{slug(choice.task)}_{slug(choice.shape)}")
 
 
@@ -66,7 +70,7 @@ def _panel(axes: Axes, shown: list[Row], points: list[Row], front: list[Row], x:
     axes.step([row[x] for row in front], _percent(front), where="pre", color="0.35", linewidth=5, alpha=0.25, zorder=1)
     ladders: dict[tuple, list[Row]] = defaultdict(list)
     for row in shown:
-        if row["role"] in FULL_DEPTH:
+        if row["role"] in WITHOUT_EXITS:
             ladders[row["session"], row["checkpoint"], row["recipe"]].append(row)
     for (_, _, recipe), ladder in ladders.items():
         steps = sorted(ladder, key=lambda row: row["mean_exit_layer"])
@@ -87,15 +91,15 @@ def _panel(axes: Axes, shown: list[Row], points: list[Row], front: list[Row], x:
         )
 
 
+def _chosen(choice: Choice) -> list[Row]:
+    """The two answers that compete: early exit and fewer layers."""
+    return [answer.run for kind in COMPETING if (answer := choice.answers.get(kind)) is not None]
+
+
 def _mark_answers(axes: Axes, choice: Choice, engine: str, x: str) -> None:
-    for kind in ("early exit", "truncated"):
-        answer = choice.answers.get(kind)
-        if (
-            answer is not None
-            and answer.run["engine"] == engine
-            and None not in (answer.run[x], answer.run["dev_score"])
-        ):
-            point = (answer.run[x], answer.run["dev_score"] * 100)
+    for run in _chosen(choice):
+        if run["engine"] == engine and None not in (run[x], run["dev_score"]):
+            point = (run[x], run["dev_score"] * 100)
             axes.plot(*point, "o", markersize=18, markerfacecolor="none", markeredgecolor="black", zorder=5)
 
 
@@ -106,19 +110,26 @@ def _scale(panels: list[Axes], points: list[Row], choice: Choice, x: str) -> Non
     top = max(scores)
     floor = min(scores) if best is None else max(min(scores), 100 * (best - DEPTH_SHOWN))
     room = 0.06 * (top - floor) or 1.0
-    axes.set_ylim(floor - room, top + 2.5 * room)
-    axes.set_xlim(min(speeds) / 1.12, max(speeds) * 1.15)
+    axes.set_ylim(floor - room, top + 4 * room)
     if max(speeds) > 3 * min(speeds):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
+    # Room on the right and above, where by its nature nothing lies beyond the front: names of points go there.
+    span = max(speeds) / min(speeds) if axes.get_xscale() == "log" else 1.0
+    right = max(speeds) * span**0.3 if span > 1 else max(speeds) + 0.35 * (max(speeds) - min(speeds)) + 0.1
+    axes.set_xlim(min(speeds) / 1.12, right)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     for panel in panels:
         if best is not None:
             panel.axhline(100 * best, color="0.3", linewidth=0.9, linestyle=(0, (1, 3)))
-    below = sum(score < floor for score in scores)
-    if below:
-        axes.text(0.01, 0.01, f"{below} points lie below this axis", transform=axes.transAxes, fontsize=8, color="0.3")
+
+
+def _note_missing(axes: Axes, points: list[Row], invalid: int) -> None:
+    below = sum(score < axes.get_ylim()[0] for score in _percent(points))
+    remarks = [f"{below} points lie below this axis"] if below else []
+    remarks += [f"{invalid} INVALID left out"] if invalid else []
+    axes.text(0.01, 0.01, "; ".join(remarks), transform=axes.transAxes, fontsize=8, color="0.3")
 
 
 def _legend(points: list[Row], choice: Choice) -> list[Line2D]:
@@ -136,7 +147,7 @@ def _legend(points: list[Row], choice: Choice) -> list[Line2D]:
     if "truncated" in roles:
         handles.append(key("truncated network (line: by layer)", marker="X"))
     handles.append(key("Pareto front on dev", linestyle="-", linewidth=5, alpha=0.3))
-    if choice.answers.keys() & {"early exit", "truncated"}:
+    if _chosen(choice):
         handles.append(
             key(
                 "chosen on tune, within the floor",
@@ -151,21 +162,15 @@ def _legend(points: list[Row], choice: Choice) -> list[Line2D]:
     return handles
 
 
-def _annotate(axes: Axes, front: list[Row], points: list[Row], x: str) -> None:
-    """Name points of the front, each where it covers neither a point nor another name."""
-    figure = axes.get_figure()
-    if not isinstance(figure, Figure):
-        return
-    transform = axes.transData.transform
-    taken = [
-        Bbox.from_bounds(px - 6, py - 6, 12, 12)
-        for px, py in transform([(row[x], row["dev_score"] * 100) for row in points])
-    ]
+def _annotate(axes: Axes, named: list[Row], points: list[Row], x: str) -> None:
+    """Name the first of the given points, each where it covers neither a point nor another name."""
+    at = [(row[x], row["dev_score"] * 100) for row in points]
+    taken = [Bbox.from_bounds(px - 6, py - 6, 12, 12) for px, py in axes.transData.transform(at)]
     low, high = axes.get_ylim()
-    visible = [row for row in front if low <= row["dev_score"] * 100 <= high]
-    for row in visible[:: -(-len(visible) // LABELS) or 1]:
-        label = f"{row['recipe']}, {row['configuration']}"
-        place = _free_place(axes, label, (row[x], row["dev_score"] * 100), taken)
+    seen = {row["run_id"]: row for row in named if None not in (row[x], row["dev_score"])}
+    visible = [row for row in seen.values() if low <= row["dev_score"] * 100 <= high]
+    for row in visible[:LABELS]:
+        place = _free_place(axes, row["configuration"], (row[x], row["dev_score"] * 100), taken)
         if place is not None:
             taken.append(place)
 
@@ -174,28 +179,23 @@ def _free_place(axes: Axes, label: str, at: tuple[float, float], taken: list[Bbo
     """Write the label at the nearest free place around its point; nothing is written where all are taken."""
     inside = axes.get_window_extent()
     for distance in (14, 30, 48, 70, 95, 125):
-        for dx, dy in ((1, 0.6), (1, -0.6), (-1, 0.6), (-1, -0.6), (0.3, 1), (-0.3, -1), (0.3, -1), (-0.3, 1)):
-            note = _label(axes, label, at, dx * distance, dy * distance)
-            box = note.get_window_extent().padded(2)
+        for dx, dy in ((1, 0.3), (1, 0.8), (0.4, 1), (-0.3, 1), (1, -0.3), (-1, 0.6), (-0.3, -1), (-1, -0.6)):
+            offset = (dx * distance, dy * distance)
+            trial = _label(axes, label, at, offset)
+            box = trial.get_window_extent().padded(2)
+            trial.remove()
             within = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
             if within and not any(box.overlaps(other) for other in taken):
+                line = {"arrowstyle": "-", "color": "0.4", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
+                _label(axes, label, at, offset, arrowprops=line)
                 return box
-            note.remove()
     return None
 
 
-def _label(axes: Axes, label: str, at: tuple[float, float], dx: float, dy: float) -> Annotation:
-    return axes.annotate(
-        label,
-        at,
-        xytext=(dx, dy),
-        textcoords="offset points",
-        ha="left" if dx > 0 else "right",
-        va="center",
-        fontsize=8,
-        zorder=6,
-        arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4},
-    )
+def _label(axes: Axes, label: str, at: tuple[float, float], offset: tuple[float, float], **line: Any) -> Annotation:
+    side = "left" if offset[0] > 0 else "right"
+    style = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 8, "zorder": 6}
+    return axes.annotate(label, at, xytext=offset, **style, **line)
 
 
 def _percent(rows: list[Row]) -> list[float]:

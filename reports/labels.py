@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def shape_label(shape: dict[str, Any]) -> str:
     return ", ".join(f"{name.removesuffix('_size').replace('_', ' ')} {value}" for name, value in shape.items())
 
 
-def recipe_labels(records: Iterable[RunRecord]) -> dict[str, str]:
+def recipe_labels(records: Sequence[RunRecord]) -> dict[str, str]:
     """run_id -> recipe name, such as `float32` or `int8_static(kl)`.
 
     Options that tell two recipes of one folder apart are named: `int8_static(kl, calibration_rows=512)`.
@@ -97,20 +97,22 @@ def recipe_labels(records: Iterable[RunRecord]) -> dict[str, str]:
     return labels
 
 
-def model_labels(records: Iterable[RunRecord]) -> dict[str, str]:
-    """run_id -> `method backbone` of its checkpoint, or the checkpoint's name where two of one task share these."""
+def model_labels(records: Sequence[RunRecord]) -> dict[str, str]:
+    """run_id -> the shortest name that tells a checkpoint from the others of its task.
+
+    Its method; or method and backbone; or, where two share even these, the checkpoint's own name.
+    """
     names: dict[tuple[str, str], set[str]] = defaultdict(set)
-    short = {}
+    candidates = {}
     for record in records:
-        if record.checkpoint is not None:
-            label = f"{record.checkpoint.method} {Path(record.checkpoint.backbone).name}"
-            short[record.run_id] = (label, record.checkpoint.name)
-            names[record.task, label].add(record.checkpoint.name)
+        if (info := record.checkpoint) is not None:
+            candidates[record.run_id] = (info.method, f"{info.method} {Path(info.backbone).name}", info.name)
+            for label in candidates[record.run_id]:
+                names[record.task, label].add(info.name)
+    tasks = {record.run_id: record.task for record in records}
     return {
-        record.run_id: label if len(names[record.task, label]) == 1 else name
-        for record in records
-        if record.run_id in short
-        for label, name in [short[record.run_id]]
+        run_id: next((label for label in labels if len(names[tasks[run_id], label]) == 1), labels[-1])
+        for run_id, labels in candidates.items()
     }
 
 

@@ -6,9 +6,9 @@ from benchmarks.records import RunRecord
 from reports.runs import Row, Runs
 
 BASELINE_NAMES = {
-    "best_float32": "fastest float32 without exits",
     "best_int8": "fastest INT8 without exits",
-    "float32_same_engine": "float32 without exits on the same engine",
+    "best_float32": "fastest float32 without exits",
+    "float32_same_engine": "float32 without exits on its engine",
     "best_truncated": "best truncated network within the floor",
 }
 
@@ -104,17 +104,20 @@ def _calibration(records: list[RunRecord]) -> list[str]:
 
 
 def _baselines(runs: Runs, rows: list[Row]) -> list[str]:
+    """One line for each set of runs that were timed together."""
     by_id = {row["run_id"]: row for row in runs.rows}
     lines: dict[str, list[str]] = {}
     for key, name in BASELINE_NAMES.items():
         for row in rows:
             if (baseline := row[f"speedup_{key}_over"]) is not None:
                 run = by_id[baseline]
-                seconds = f"{run['latency_s_per_example'] * 1000:.4g} ms per example"
-                where = f"{run['recipe']} on {run['engine']}, {run['configuration']}"
-                group = f"{row['model'] or row['task']} (session {row['session']})"
-                lines.setdefault(group, []).append(f"{name} ({where}) {seconds}")
-    return [f"Baselines of {group}: {'; '.join(dict.fromkeys(named))}." for group, named in lines.items()]
+                depth = f", {run['configuration']}" if run["role"] == "truncated" else ""
+                what = (
+                    f"{name} {run['latency_s_per_example'] * 1000:.4g} ms ({run['recipe']} on {run['engine']}{depth})"
+                )
+                group = f"{row['model'] or row['task']}, session {row['session']}"
+                lines.setdefault(group, []).append(what)
+    return [f"Baselines of {group}, per example: {'; '.join(dict.fromkeys(named))}." for group, named in lines.items()]
 
 
 def _parity(rows: list[Row]) -> list[str]:

@@ -189,15 +189,17 @@ def fitting(columns: list[Column], rows: list[Any], width: int) -> list[Column]:
 
 
 def _width(columns: list[Column], rows: list[Any]) -> int:
-    """Each column is as wide as its widest cell or title word, with a space on both sides."""
-    return sum(2 + max(map(len, [*(column.cell(row) for row in rows), *column.title.split(" ")])) for column in columns)
+    """Each column is as wide as its widest cell or word of the title; three spaces stand between two."""
+    cells = [[*(column.cell(row) for row in rows), *column.title.split(" ")] for column in columns]
+    return sum(max(map(len, given)) + 3 for given in cells) - 3
 
 
 def _print_table(console: Console, columns: list[Column], rows: list[Any]) -> None:
-    kept = fitting(columns, rows, console.width - 2)
-    table = Table(box=SIMPLE_HEAD, show_edge=False)
+    kept = fitting(columns, rows, console.width)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in kept:
-        table.add_column(column.title, justify="left" if column.text else "right", overflow="fold")
+        title = column.title.replace(" ", "\n")  # else rich would narrow cells to keep a long title on one line
+        table.add_column(title, justify="left" if column.text else "right", overflow="fold")
     for row in rows:
         table.add_row(*[Text(column.cell(row)) for column in kept])
     console.print(table)

@@ -10,33 +10,17 @@ import openvino as ov
 import torch
 from torch import nn
 
-from models.config import Config
 from models.policies import Policy
 from quant.graph import EXIT_LAYER, LOGITS, OpenVinoSegments, exit_model, recording_model
 from quant.programs import Dials, ExitOutput, Inputs, Program, Recorder, SteppedProgram
 from quant.segments import INPUT_NAMES, Segments
 
 
-class OpenVinoEngine(Config):
-    """OpenVINO on the CPU.
-
-    Attributes:
-        program: `graph` puts the exits into one compiled graph (the fast path); `stepped` loops over compiled segments.
-    """
-
-    kind: Literal["openvino"] = "openvino"
-    program: Literal["graph", "stepped"] = "graph"
-
-    def open(self, segments: Segments, threads: int) -> "OpenVinoSession":
-        """Convert every segment once; programs are assembled from them."""
-        return OpenVinoSession(self, segments, threads)
-
-
 class OpenVinoSession:
     """Builds OpenVINO programs over one network's segments."""
 
-    def __init__(self, engine: OpenVinoEngine, segments: Segments, threads: int):
-        self.engine, self.segments = engine, convert(segments)
+    def __init__(self, segments: Segments, threads: int, stepped: bool):
+        self.segments, self.stepped = convert(segments), stepped
         self.core = ov.Core()
         self.options = {
             # Explicit, or OpenVINO runs float32 in bfloat16 where the CPU has it.
@@ -66,7 +50,7 @@ class OpenVinoSession:
 
     def with_exits(self, policy: Policy, exits: Sequence[int]) -> Program:
         """A `GraphProgram`, or the stepped program where the engine says so."""
-        if self.engine.program == "stepped":
+        if self.stepped:
             steps = OpenVinoSteps(self)
             return SteppedProgram(steps, policy, exits, steps.precision, steps.size_bytes)
         compiled, size = self.compile(exit_model(self.segments, policy, exits))

@@ -1,0 +1,181 @@
+"""Command line of the harness: `python -m benchmarks run | train | list`."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from models.config import UserError
+
+if TYPE_CHECKING:  # PyTorch and transformers take seconds to import, and --help needs neither
+    from benchmarks.suite import Suite
+
+EPILOG = """examples:
+  python -m benchmarks run yaml_configs/suites/default.yaml
+  python -m benchmarks run yaml_configs/suites/sst2_minilm.yaml --dataset_location GLUE --checkpoints ~/exitbench
+  python -m benchmarks run SUITE.yaml --dry-run            what would run, how long, how much disk
+  python -m benchmarks run SUITE.yaml --only int8_static   only cases whose name contains the text
+  python -m benchmarks train SUITE.yaml                    fine-tune its checkpoints and stop
+  python -m benchmarks list                                suites, axes and their cases
+
+exit codes: 0 all runs ok, 1 a run failed (its record says why), 2 unusable input, 130 interrupted
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure early exit x INT8 on this CPU: accuracy, speed-up and exit layers of every combination.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train what is missing, then measure every combination of a suite")
+    train = commands.add_parser("train", help="only fine-tune the checkpoints of a suite")
+    for command in (run, train):
+        command.add_argument("suite", type=Path, help="a YAML file, such as yaml_configs/suites/default.yaml")
+        command.add_argument(
+            "--dataset_location",
+            type=Path,
+            metavar="DIR",
+            help="GLUE folder in the original layout (DIR/SST-2/train.tsv ...); without it GLUE is read through `datasets`",
+        )
+        command.add_argument(
+            "--checkpoints",
+            type=Path,
+            default=Path("checkpoints"),
+            metavar="DIR",
+            help="where fine-tuned models are kept and found again (default: %(default)s)",
+        )
+        command.add_argument("--smoke", action="store_true", help="the same combinations on a handful of rows")
+    run.add_argument(
+        "--output", type=Path, metavar="DIR", help="where records go (default: runs/SUITE); the same folder resumes"
+    )
+    run.add_argument("--only", metavar="TEXT", help="only the runs whose case contains TEXT")
+    run.add_argument("--dry-run", action="store_true", help="print the runs, rough minutes and disk, and stop")
+    commands.add_parser("list", help="shipped suites, and the cases of every axis")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = parser().parse_args(arguments)
+    _quiet()
+    try:
+        if options.command == "list":
+            return _list()
+        from benchmarks.suite import read_suite
+
+        suite = read_suite(options.suite)
+        suite = suite.smoke() if options.smoke else suite
+        if options.command == "train":
+            return _train(options, suite)
+        return _dry_run(suite) if options.dry_run else _run(options, suite)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a read-only folder: what is written stays readable
+        print(f"Error: {error.strerror or error}: {error.filename or options.command}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted: finished runs are kept; the same command resumes.", file=sys.stderr)
+        return 130
+
+
+def _quiet() -> None:
+    """Keep the libraries' chatter away from what the user asked for."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+
+
+def _run(options: argparse.Namespace, suite: "Suite") -> int:
+    from rich.console import Console
+
+    from benchmarks.runner import measure, sessions
+
+    console = Console(stderr=True, highlight=False)
+    output = options.output or Path("runs") / suite.name
+    failed = []
+    planned = sessions(
+        suite, options.dataset_location, options.checkpoints, output, options.only, options.smoke, console.print
+    )
+    for session in planned:
+        failed += measure(session, console.print)
+    for record in failed:
+        console.print(f"failed: {record.case}: {record.error}", style="red", markup=False)
+    console.print(f"records: {output / 'records.jsonl'}")
+    return 1 if failed else 0
+
+
+def _train(options: argparse.Namespace, suite: "Suite") -> int:
+    from models.training import fine_tune
+
+    for task in suite.tasks:
+        data = task.load(options.dataset_location, suite.seed)
+        for checkpoint in suite.checkpoints:
+            if checkpoint.folder is None:
+                spec = checkpoint.training(task, suite.seed)
+                print(fine_tune(spec, data, options.checkpoints / spec.folder_name(data.data_hash)))
+    return 0
+
+
+def _dry_run(suite: "Suite") -> int:
+    from benchmarks.suite import estimate, expand, layers_of
+
+    rows = minutes = disk = 0
+    for task in suite.tasks:
+        for checkpoint in suite.checkpoints:
+            method = checkpoint.method.kind if checkpoint.method else "folder"
+            runs = expand(suite, task, f"{method}", layers_of(checkpoint))
+            cost = estimate(suite, checkpoint, runs)
+            for run in runs:
+                print(run.case)
+            rows, minutes, disk = rows + len(runs), minutes + cost.minutes, disk + cost.disk_mb
+    print(f"{rows} runs, roughly {minutes:.0f} minutes of measuring (training apart) and {disk:.0f} MB of disk")
+    return 0
+
+
+def _list() -> int:
+    from benchmarks.suite import read_suite
+    from models.families import FAMILIES, SHORT_NAMES
+    from models.methods import Method
+    from models.policies import Policy
+    from models.tasks import Task
+    from quant.engine import Engine
+    from quant.recipes import Recipe
+
+    print("suites")
+    for path in sorted(Path("yaml_configs/suites").glob("*.yaml")):
+        suite = read_suite(path)
+        print(f"  {path}  ({len(suite.tasks)} tasks, {len(suite.checkpoints)} checkpoints)")
+    for axis, union in (
+        ("tasks", Task),
+        ("methods", Method),
+        ("policies", Policy),
+        ("recipes", Recipe),
+        ("engines", Engine),
+    ):
+        print(axis)
+        for case in _cases(union):
+            kinds = ", ".join(get_args(case.model_fields["kind"].annotation))
+            summary = (case.__doc__ or "").strip().splitlines()[0]
+            print(f"  {kinds:<12} {summary}")
+    print(f"families\n  {', '.join(FAMILIES)}\nbackbones by short name\n  {', '.join(SHORT_NAMES)}")
+    return 0
+
+
+def _cases(union: object) -> list[type]:
+    """The configuration classes inside a (nested) annotated union."""
+    found: list[type] = []
+    for part in get_args(union):
+        found += [part] if hasattr(part, "model_fields") else _cases(part)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

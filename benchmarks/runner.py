@@ -1,0 +1,405 @@
+"""Runs a suite: trains or loads each checkpoint, then measures all its combinations as one session.
+
+A session is one checkpoint on one task: its workers record every exit's logits once, replay every policy from them, and
+time every run live, turn by turn (A B A B ...), so that ratios inside a session see the same machine.
+"""
+
+import hashlib
+import itertools
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from benchmarks.environment import environment, stolen_seconds, toolchain
+from benchmarks.records import (
+    Calibration,
+    CheckpointInfo,
+    Parity,
+    RunRecord,
+    append_record,
+    examples_path,
+    read_records,
+    recording_path,
+    timings_path,
+    write_columns,
+)
+from benchmarks.suite import SMOKE_ROWS, RunSpec, Shape, Suite, engine_label, expand, layers_of, recipe_label
+from benchmarks.worker import Built, Worker, WorkerError, WorkerSpec
+from models.checkpoints import Checkpoint, load_checkpoint
+from models.config import UserError
+from models.encoding import Encoded, encode
+from models.policies import replay
+from models.tasks import Task, TaskData
+from models.training import TrainingSpec, fine_tune
+from quant.recipes import Int8Static, Recipe, calibration_indices
+
+# How close to turning a decision must be (logits, nats or probability) for live and replayed exits to differ without
+# it being a fault: kernels round differently at different batch sizes.
+EPSILON = {"float32": 1e-3, "bfloat16": 0.1, "int8_static": 0.1}
+Say = Callable[[str], None]
+
+
+@dataclass
+class _Measured:
+    """What a run has collected on its way to a record."""
+
+    spec: RunSpec
+    run_id: str
+    error: str | None = None
+    built: Built | None = None
+    index: int = -1
+    parity: Parity | None = None
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    exit_counts: dict[str, list[int]] = field(default_factory=dict)
+    examples: dict[str, Any] = field(default_factory=dict)
+    seconds: list[tuple[int, int, int, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Session:
+    """One checkpoint on one task, ready to be measured."""
+
+    suite: Suite
+    task: Task
+    data: TaskData
+    folder: Path
+    checkpoint: Checkpoint
+    runs: list[RunSpec]
+    output: Path
+
+    @property
+    def info(self) -> CheckpointInfo:
+        config, training = self.checkpoint.config, self.checkpoint.training
+        curve = [entry for stage in training["curves"].values() for entry in stage if "eval_scores" in entry]
+        best = max(curve, key=lambda entry: (entry["eval_score"], entry["step"]), default={"eval_scores": []})
+        return CheckpointInfo(
+            name=self.folder.name,
+            method=config["method"]["kind"],
+            method_options={key: value for key, value in config["method"].items() if key != "kind"},
+            family=config["backbone"]["model_type"],
+            backbone=TrainingSpec.model_validate(training["spec"]).start_name,
+            num_layers=self.checkpoint.network.num_layers,
+            hash=self.checkpoint.hash,
+            seed=training["spec"]["seed"],
+            trained_seconds=training["seconds"],
+            select_scores=best["eval_scores"],
+        )
+
+
+def run_id(spec: RunSpec, data_hash: str, checkpoint_hash: str) -> str:
+    """The hash of case, data, checkpoint and toolchain versions: what resume skips on."""
+    parts = json.dumps([spec.case, data_hash, checkpoint_hash, toolchain()], sort_keys=True)
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+def sessions(
+    suite: Suite, location: Path | None, checkpoints: Path, output: Path, only: str | None, smoke: bool, say: Say
+) -> Iterator[Session]:
+    """Load data and checkpoints (training what is missing), one session after the other.
+
+    Raises:
+        UserError: whatever is wrong with data, checkpoint or products; nothing is measured before that is known.
+    """
+    planned = [(task, spec, layers_of(spec)) for task in suite.tasks for spec in suite.checkpoints]
+    for task, _, num_layers in planned:  # refuse products that cannot run before hours of training
+        expand(suite, task, "", num_layers)
+    for engine in suite.engines:
+        engine.check()
+    for task, spec, _ in planned:
+        data = task.load(location, suite.seed)
+        if spec.folder is not None:
+            folder = Path(spec.folder)
+        else:
+            training = spec.training(task, suite.seed)
+            folder = checkpoints / training.folder_name(data.data_hash)
+            fine_tune(training, data, folder)
+        checkpoint = load_checkpoint(folder)
+        _check_fits(task, folder, checkpoint)
+        if smoke:
+            data = _few(data)
+        runs = expand(suite, task, folder.name, checkpoint.network.num_layers)
+        runs = [run for run in runs if only is None or only in run.case]
+        say(f"{task.name}: {folder.name}, {len(runs)} runs")
+        yield Session(suite, task, data, folder, checkpoint, runs, output)
+
+
+def _few(data: TaskData) -> TaskData:
+    splits = {name: rows.take(range(min(SMOKE_ROWS, len(rows)))) for name, rows in data.splits.items()}
+    return TaskData(splits=splits, data_hash=data.data_hash + "-smoke", counts=data.counts)
+
+
+def _check_fits(task: Task, folder: Path, checkpoint: Checkpoint) -> None:
+    trained_on = checkpoint.config["task"]
+    if checkpoint.network.num_labels != task.num_labels or trained_on["kind"] != task.kind:
+        raise UserError(
+            f"checkpoint {str(folder)!r} was trained on task {trained_on['kind']!r} with "
+            f"{checkpoint.network.num_labels} labels; the suite measures {task.name!r} with {task.num_labels}"
+        )
+
+
+def measure(session: Session, say: Say) -> list[RunRecord]:
+    """Measure all runs of a session that have no `ok` record yet, write their records, and return those of failures.
+
+    A session is repeated whole when any of its runs is missing: a ratio needs both its sides in the same session.
+    """
+    ids = {run.case: run_id(run, session.data.data_hash, session.checkpoint.hash) for run in session.runs}
+    done = {record.run_id for record in _existing(session.output) if record.status == "ok"}
+    if set(ids.values()) <= done:
+        say(f"  all {len(ids)} runs already measured in {session.output}")
+        return []
+    encoded = {
+        split: encode(rows, session.checkpoint.tokenizer, _max_length(session))
+        for split, rows in session.data.splits.items()
+        if split != "select"
+    }
+    failed: list[RunRecord] = []
+    shapes = list(dict.fromkeys(run.shape for run in session.runs))
+    for threads, grouped in itertools.groupby(shapes, key=lambda shape: shape.thread_count):
+        with _workers(session, encoded, threads) as workers:
+            for shape in grouped:
+                runs = [_Measured(run, ids[run.case]) for run in session.runs if run.shape == shape]
+                failed += _measure_shape(session, shape, encoded, workers, runs, say)
+    return failed
+
+
+def _existing(output: Path) -> list[RunRecord]:
+    return read_records(output) if (output / "records.jsonl").exists() else []
+
+
+def _max_length(session: Session) -> int:
+    lengths = [run.shape.length for run in session.runs if run.shape.length is not None]
+    return max([session.checkpoint.training["spec"]["train"]["max_seq_length"], *lengths])
+
+
+Key = tuple[str, str]
+
+
+def _key(run: RunSpec) -> Key:
+    return recipe_label(run.recipe), engine_label(run.engine)
+
+
+def _calibration(session: Session, recipe: Recipe) -> tuple[list[int], Calibration | None]:
+    if not isinstance(recipe, Int8Static):
+        return [], None
+    fit = session.data.splits["fit"]
+    rows = calibration_indices(recipe, len(fit)).tolist()
+    digest = hashlib.sha256("\n".join(fit.ids[row] for row in rows).encode()).hexdigest()
+    return rows, Calibration(split="fit", rows=len(rows), seed=recipe.seed, ids_hash=digest)
+
+
+@contextmanager
+def _workers(session: Session, encoded: dict[str, Encoded], threads: int) -> Iterator[dict[Key, Worker]]:
+    from models.encoding import collate
+
+    pad = session.checkpoint.network.backbone.config.pad_token_id
+    length = _max_length(session)
+    workers: dict[Key, Worker] = {}
+    try:
+        for run in session.runs:
+            if _key(run) in workers or run.shape.thread_count != threads:
+                continue
+            rows, _ = _calibration(session, run.recipe)
+            spec = WorkerSpec(
+                checkpoint=session.folder,
+                recipe=run.recipe,
+                engine=run.engine,
+                threads=threads,
+                splits={split: rows for split, rows in encoded.items() if split != "fit"},
+                calibration=[collate(encoded["fit"], [row], pad, "longest", length) for row in rows],
+                pad_token_id=pad,
+                max_seq_length=length,
+            )
+            workers[_key(run)] = Worker(spec, session.output / "logs" / f"{'-'.join(_key(run))}.log")
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.stop()
+
+
+def _measure_shape(
+    session: Session,
+    shape: Shape,
+    encoded: dict[str, Encoded],
+    workers: dict[Key, Worker],
+    runs: list[_Measured],
+    say: Say,
+) -> list[RunRecord]:
+    """Record, replay, build and time all runs of one shape; write their records."""
+    session_id, started_at, stolen = uuid.uuid4().hex[:12], datetime.now(UTC).isoformat(), stolen_seconds()
+    dev = len(encoded["dev"])
+    timed = np.sort(np.random.default_rng(session.suite.seed).permutation(dev)[: session.suite.timing.rows]).tolist()
+    open_seconds: dict[Key, float] = {}
+    for key, worker in workers.items():
+        worker.ask("opened")  # all together: quantizing and converting is not timed
+    for key, worker in workers.items():
+        mine = [run for run in runs if _key(run.spec) == key]
+        say(f"  {shape.label}  {' on '.join(key)}: quantize, record, build")
+        try:
+            open_seconds[key] = worker.answer()
+            recorded = worker("record", shape)
+        except WorkerError as error:
+            for run in mine:
+                run.error = str(error)
+            continue
+        _save_recording(session, mine, recorded)
+        for run in mine:
+            _replay_and_build(session, run, recorded, worker, timed)
+        for index, run in enumerate(run for run in mine if run.built is not None):
+            run.index = index
+    _time(session, shape, len(timed), workers, [run for run in runs if run.error is None])
+    environ = environment() | {"threads": shape.thread_count, "stolen_seconds": stolen_seconds() - stolen}
+    failed = []
+    for run in runs:
+        record = _record(session, run, session_id, started_at, open_seconds, len(timed), environ)
+        if run.error is None:
+            write_columns(examples_path(session.output, run.run_id), run.examples)
+            columns = zip(*run.seconds, strict=True)
+            write_columns(
+                timings_path(session.output, run.run_id),
+                dict(zip(("repeat", "batch", "rows", "seconds"), map(np.asarray, columns), strict=True)),
+            )
+        else:
+            failed.append(record)
+        append_record(session.output, record)
+    for key in open_seconds:
+        workers[key]("forget_runs")
+    return failed
+
+
+def _recording_id(run: _Measured, session: Session) -> str:
+    text = "|".join([session.folder.name, session.checkpoint.hash, *_key(run.spec), run.spec.shape.label])
+    return hashlib.sha256((text + session.data.data_hash).encode()).hexdigest()[:16]
+
+
+def _save_recording(session: Session, runs: list[_Measured], recorded: dict[str, np.ndarray]) -> None:
+    path = recording_path(session.output, _recording_id(runs[0], session))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp.npz")
+    np.savez(unfinished, exits=np.arange(1, len(recorded["dev"]) + 1), **recorded)
+    unfinished.replace(path)
+
+
+def _replay_and_build(
+    session: Session, run: _Measured, recorded: dict[str, np.ndarray], worker: Worker, timed: list[int]
+) -> None:
+    """Scores and exits by replay, the live program, and how well the two agree on the timed rows."""
+    spec, layers = run.spec, session.checkpoint.network.num_layers
+    policy = spec.policy
+    kept = [layer - 1 for layer in spec.exits]
+    if policy.kind == "fixed":  # whatever the exits, the last kept one answers
+        kept, exits = kept[-1:], spec.exits[-1:]
+    else:
+        exits = spec.exits
+    try:
+        replayed = {split: replay(policy, logits[kept], exits) for split, logits in recorded.items()}
+        run.built = worker("build", spec, timed)
+    except (WorkerError, UserError) as error:
+        run.error = str(error)
+        return
+    for split, answer in replayed.items():
+        rows = session.data.splits[split]
+        predictions = answer.logits[:, 0] if session.task.regression else answer.logits.argmax(-1)
+        if not policy.timing_only:
+            run.scores[split] = session.task.metrics(rows.labels, predictions)
+        run.exit_counts[split] = np.bincount(answer.exit_layer, minlength=layers + 1)[1:].tolist()
+        if split == "dev":
+            run.examples = {"id": rows.ids, "label": rows.labels, "prediction": predictions}
+            run.examples |= {"exit_layer": answer.exit_layer} | ({} if rows.grade is None else {"grade": rows.grade})
+    run.parity = _parity(run, replayed["dev"], timed, session.task.regression)
+
+
+def _parity(run: _Measured, replayed: Any, timed: list[int], regression: bool) -> Parity:
+    assert run.built is not None
+    live, epsilon = run.built.output, EPSILON[run.spec.recipe.kind]
+    if run.spec.policy.timing_only:  # imposed by position among the timed rows, so only the count is comparable
+        return Parity(rows=len(timed), differing=0, below_epsilon=0, epsilon=epsilon)
+    differs = live.exit_layer != replayed.exit_layer[timed]
+    if regression:
+        differs |= np.abs(live.logits[:, 0] - replayed.logits[timed, 0]) > epsilon
+    else:
+        differs |= live.logits.argmax(-1) != replayed.logits[timed].argmax(-1)
+    close = replayed.margin[timed] < epsilon
+    return Parity(
+        rows=len(timed), differing=int(differs.sum()), below_epsilon=int((differs & close).sum()), epsilon=epsilon
+    )
+
+
+def _time(session: Session, shape: Shape, rows: int, workers: dict[Key, Worker], runs: list[_Measured]) -> None:
+    """Every repeat, every block of rows, every worker in turn, every run of that worker: A B A B."""
+    timing = session.suite.timing
+    batches = -(-rows // shape.batch_size)
+    block = max(1, timing.block_rows // shape.batch_size)
+    turns = list(itertools.product(range(timing.repeats), range(0, batches, block)))
+    order = list(workers)
+    bar = track(turns, description=f"  {shape.label}  timing {len(runs)} runs, turn by turn")
+    for turn, (repeat, first) in enumerate(bar):
+        last = min(first + block, batches)
+        for key in order[turn % len(order) :] + order[: turn % len(order)]:
+            mine = [run for run in runs if _key(run.spec) == key and run.error is None]
+            for run in mine[turn % max(1, len(mine)) :] + mine[: turn % max(1, len(mine))]:
+                try:
+                    seconds = workers[key]("time_block", run.index, first, last)
+                except WorkerError as error:
+                    run.error = str(error)
+                    continue
+                for batch, elapsed in zip(range(first, last), seconds, strict=True):
+                    size = min(shape.batch_size, rows - batch * shape.batch_size)
+                    run.seconds.append((repeat, batch, size, elapsed))
+
+
+def _record(
+    session: Session,
+    run: _Measured,
+    session_id: str,
+    started_at: str,
+    open_seconds: dict[Key, float],
+    timed_rows: int,
+    environ: dict[str, Any],
+) -> RunRecord:
+    spec, built, ok = run.spec, run.built, run.error is None
+    labels = session.data.splits["dev"].labels
+    majority = np.full(len(labels), np.bincount(labels).argmax()) if not session.task.regression else None
+    return RunRecord(
+        run_id=run.run_id,
+        case=spec.case,
+        suite=session.suite.name,
+        session=session_id,
+        started_at=started_at,
+        status="ok" if ok else "error",
+        error=run.error,
+        task=session.task.name,
+        headline_metric=session.task.headline_metric,
+        num_classes=session.task.num_labels,
+        data_hash=session.data.data_hash,
+        split_counts=session.data.counts,
+        checkpoint=session.info,
+        recipe=spec.recipe.model_dump(),
+        engine=engine_label(spec.engine),
+        with_exits=spec.with_exits,
+        exits=list(spec.exits),
+        policy=spec.policy.model_dump(),
+        shape=spec.shape.model_dump() | {"threads": spec.shape.thread_count},
+        recording=_recording_id(run, session) if ok else None,
+        program=built.kind if built and ok else None,  # pyright: ignore[reportArgumentType]
+        precision=built.precision if built and ok else None,
+        size_bytes=built.size_bytes if built and ok else None,
+        build_seconds=built.build_seconds + open_seconds[_key(spec)] if built and ok else None,
+        calibration=_calibration(session, spec.recipe)[1],
+        scores=run.scores if ok else {},
+        exit_counts=run.exit_counts if ok else {},
+        majority_score=None
+        if majority is None
+        else session.task.metrics(labels, majority)[session.task.headline_metric],
+        parity=run.parity if ok else None,
+        timed_rows=timed_rows if ok else 0,
+        warmup_seconds=built.warmup_seconds if built and ok else None,
+        environment=environ,
+    )

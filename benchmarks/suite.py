@@ -1,0 +1,304 @@
+"""A suite: one YAML file that names cases on every axis, parsed strictly and expanded into runs."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from os import cpu_count
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError
+from transformers import AutoConfig
+
+from models.config import Config, UserError, explain, nearest
+from models.families import Backbone, Fresh, resolve_name
+from models.methods import Method, TrainConfig
+from models.policies import Fixed, Policy
+from models.tasks import Task
+from models.training import TrainingSpec
+from quant.engine import Engine
+from quant.recipes import Bfloat16, Float32, Int8Static, Recipe
+
+SMOKE_ROWS = 48
+
+
+def _grids(*keep: str) -> Callable[[Any], Any]:
+    """Expand each mapping of a list over its list-valued keys (`threshold: [0.1, 0.2]` is two); `keep` holds lists itself."""
+
+    def expand(values: Any) -> Any:
+        return [case for value in values for case in _expand(value, keep)] if isinstance(values, list) else values
+
+    return expand
+
+
+def _expand(value: Any, keep: tuple[str, ...]) -> Iterator[Any]:
+    if value == "full_depth":
+        value = {"kind": "fixed"}
+    if not isinstance(value, dict):
+        yield value
+        return
+
+    def is_grid(key: str, item: Any) -> bool:
+        return isinstance(item, list) and (key not in keep or bool(item) and isinstance(item[0], list))
+
+    grid = {key: item for key, item in value.items() if is_grid(key, item)}
+    for choice in itertools.product(*grid.values()):
+        yield value | dict(zip(grid, choice, strict=True))
+
+
+class CheckpointSpec(Config):
+    """What to train, or a finished checkpoint folder to use as it is.
+
+    Attributes:
+        method: how the exits are trained.
+        backbone: what training starts from; or `classifier`, an already fine-tuned one that only gets exits.
+        folder: a checkpoint folder written before; nothing is trained.
+    """
+
+    method: Annotated[
+        Method | None,
+        BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value, json_schema_input_type=Any),
+    ] = None
+    backbone: Backbone | None = None
+    classifier: str | None = None
+    folder: str | None = None
+    train: TrainConfig = TrainConfig()
+
+    def training(self, task: Task, seed: int) -> TrainingSpec:
+        """The fine-tuning this asks for on one task."""
+        if self.method is None or (self.backbone is None) == (self.classifier is None):
+            raise UserError("checkpoints: each needs folder:, or method: with one of backbone: and classifier:")
+        return TrainingSpec(
+            task=task,
+            method=self.method,
+            backbone=self.backbone,
+            classifier=self.classifier,
+            train=self.train,
+            seed=seed,
+        )
+
+
+class Shape(Config):
+    """How rows reach a program.
+
+    Attributes:
+        batch_size: rows a call.
+        padding: to the longest row of the batch, or to `length`.
+        length: the longest input, in tokens; None for the checkpoint's own max_seq_length.
+        threads: of the engine; `all` is every core.
+    """
+
+    batch_size: int = Field(default=1, ge=1)
+    padding: Literal["longest", "max_length"] = "longest"
+    length: int | None = Field(default=None, ge=4)
+    threads: int | Literal["all"] = "all"
+
+    @property
+    def thread_count(self) -> int:
+        return self.threads if isinstance(self.threads, int) else cpu_count() or 1
+
+    @property
+    def label(self) -> str:
+        length = f"-{self.length}" if self.length else ""
+        return f"b{self.batch_size}-{self.padding}{length}-{self.threads}t"
+
+
+class TimingConfig(Config):
+    """How long to measure.
+
+    Attributes:
+        rows: dev rows that are timed, drawn by the suite's seed.
+        repeats: passes over them, taken turn by turn with every other run of the session.
+        block_rows: rows a worker runs with each policy before its turn ends.
+    """
+
+    rows: int = Field(default=256, ge=1)
+    repeats: int = Field(default=5, ge=1)
+    block_rows: int = Field(default=64, ge=1)
+
+
+class Suite(Config):
+    """A suite file. See `yaml_configs/suites/` for complete ones."""
+
+    schema_: Literal["exitbench/suite/1"] = Field(alias="schema")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    seed: int = Field(default=42, ge=0)
+    tasks: list[Task] = Field(min_length=1)
+    checkpoints: list[CheckpointSpec] = Field(min_length=1)
+    recipes: Annotated[list[Recipe], BeforeValidator(_grids())] = Field(min_length=1)
+    engines: Annotated[list[Engine], BeforeValidator(_grids())] = Field(min_length=1)
+    exits: list[Literal["all", "none"] | list[int]] = Field(default=["all", "none"], min_length=1)
+    policies: Annotated[list[Policy], BeforeValidator(_grids("exit_layers"))] = Field(min_length=1)
+    shapes: Annotated[list[Shape], BeforeValidator(_grids())] = [Shape()]
+    timing: TimingConfig = TimingConfig()
+    on_unsupported: Literal["error", "skip"] = "error"
+
+    def smoke(self) -> "Suite":
+        """The same combinations on a handful of rows, with tiny fresh backbones and one setting of each policy kind."""
+
+        def small(spec: CheckpointSpec) -> CheckpointSpec:
+            train = spec.train.model_copy(update={"max_rows": SMOKE_ROWS, "epochs": 1.0, "evaluations_per_epoch": 1})
+            backbone = spec.backbone
+            if isinstance(backbone, Fresh):
+                backbone = backbone.model_copy(update={"hidden_size": 32, "num_heads": 2, "intermediate_size": 64})
+            return spec.model_copy(update={"train": train, "backbone": backbone})
+
+        kinds = {(policy.kind, isinstance(policy, Fixed) and policy.layer is None): policy for policy in self.policies}
+        return self.model_copy(
+            update={
+                "name": f"{self.name}-smoke",
+                "checkpoints": [small(spec) for spec in self.checkpoints],
+                "recipes": [
+                    recipe.model_copy(update={"calibration_rows": 4}) if isinstance(recipe, Int8Static) else recipe
+                    for recipe in self.recipes
+                ],
+                "policies": list(kinds.values()),
+                "timing": TimingConfig(rows=8, repeats=2, block_rows=8),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One point on the axes: what one record measures."""
+
+    task: Task
+    checkpoint: str
+    recipe: Recipe
+    engine: Engine
+    with_exits: bool
+    exits: tuple[int, ...]
+    policy: Policy
+    shape: Shape
+
+    @property
+    def case(self) -> str:
+        """The readable, resolved spec; the same on any machine."""
+        exits = "exits-" + ".".join(map(str, self.exits)) if self.with_exits else "no-exits"
+        return "/".join(
+            [self.task.name, self.checkpoint, recipe_label(self.recipe), engine_label(self.engine), exits]
+            + [policy_label(self.policy), self.shape.label]
+        )
+
+
+def recipe_label(recipe: Recipe) -> str:
+    """`int8_static-kl-128-s42-float32`: the kind and its options."""
+    if isinstance(recipe, Float32 | Bfloat16):
+        return recipe.kind
+    return f"{recipe.kind}-{recipe.observer}-{recipe.calibration_rows}-s{recipe.seed}-{recipe.rest}"
+
+
+def engine_label(engine: Engine) -> str:
+    """`openvino`, or `openvino-stepped` where a program other than the engine's own is asked for."""
+    return "-".join([engine.kind, *(["stepped"] if getattr(engine, "program", "") == "stepped" else [])])
+
+
+def policy_label(policy: Policy) -> str:
+    """`entropy-0.2`: the kind and its dials."""
+    if isinstance(policy, Fixed):
+        return f"fixed-{policy.layer or 'last'}"
+    values = policy.model_dump(exclude={"kind"}).values()
+    return "-".join([policy.kind, *(".".join(map(str, v)) if isinstance(v, list) else f"{v:g}" for v in values)])
+
+
+def read_suite(path: Path) -> Suite:
+    """Parse a suite file.
+
+    Raises:
+        UserError: missing file, broken YAML, or the first thing in it that is not allowed, with its key path.
+    """
+    if not path.is_file():
+        known = [str(p) for p in sorted(Path("yaml_configs/suites").glob("*.yaml"))]
+        raise UserError(f"suite {str(path)!r} does not exist{nearest(path, known)} (known: {', '.join(known)})")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a suite is a mapping of keys; see yaml_configs/suites/default.yaml")
+    try:
+        return Suite.model_validate(raw)
+    except ValidationError as error:
+        raise explain(error, str(path)) from error
+
+
+def layers_of(spec: CheckpointSpec) -> int:
+    """L of a checkpoint before it exists, from its backbone's configuration."""
+    if isinstance(spec.backbone, Fresh):
+        return spec.backbone.num_layers
+    name = spec.folder or spec.classifier or (spec.backbone.name if spec.backbone else "")
+    if spec.folder:
+        import json
+
+        try:
+            return json.loads((Path(name) / "config.json").read_text())["backbone"]["num_hidden_layers"]
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(f"checkpoint folder {name!r} has no readable config.json: give one that has") from error
+    try:
+        return AutoConfig.from_pretrained(resolve_name(name)).num_hidden_layers
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"backbone {name!r} is neither a readable local folder, a reachable hub model nor a known short name "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
+def expand(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> list[RunSpec]:
+    """The runs of one checkpoint on one task.
+
+    Networks without exits take policy `fixed` alone (the whole network, or truncated); networks with exits take every
+    policy but truncation, and `fixed` at full depth there means exits that never fire.
+
+    Raises:
+        UserError: a product that cannot run, unless the suite skips those.
+    """
+    runs = []
+    axes = itertools.product(suite.recipes, suite.engines, suite.shapes, suite.exits, suite.policies)
+    for recipe, engine, shape, exits, policy in axes:
+        fixed = isinstance(policy, Fixed)
+        if (exits == "none") != fixed and not (fixed and policy.layer is None):
+            continue
+        problem = _unsupported(task, policy, exits, num_layers)
+        if problem and suite.on_unsupported == "error":
+            raise UserError(f"{problem}; remove it, or set on_unsupported: skip")
+        if problem:
+            continue
+        if exits == "none":
+            assert isinstance(policy, Fixed)
+            kept = (policy.layer or num_layers,)
+        else:
+            kept = tuple(range(1, num_layers + 1)) if exits == "all" else tuple(exits)
+        runs.append(RunSpec(task, checkpoint, recipe, engine, exits != "none", kept, policy, shape))
+    return runs
+
+
+def _unsupported(task: Task, policy: Policy, exits: str | list[int], num_layers: int) -> str | None:
+    """Why a product cannot run, or None."""
+    if policy.classification_only and task.regression:
+        return f"policy {policy.kind} needs class probabilities, task {task.name} is a regression"
+    if isinstance(policy, Fixed) and policy.layer is not None and policy.layer > num_layers:
+        return f"policy fixed: layer {policy.layer} is beyond the network's {num_layers} layers"
+    if isinstance(exits, list) and (
+        sorted(set(exits)) != exits or not exits or not 1 <= exits[0] <= exits[-1] <= num_layers
+    ):
+        return f"exits {exits} must ascend within 1..{num_layers}"
+    return None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A rough cost, for deciding whether to start."""
+
+    minutes: float
+    disk_mb: float
+
+
+def estimate(suite: Suite, checkpoint: CheckpointSpec, runs: list[RunSpec]) -> Estimate:
+    """Rough minutes and disk of one session: half a minute a worker, and so many row-layers a second."""
+    row_layers_per_second = 1500.0
+    workers = {(recipe_label(run.recipe), engine_label(run.engine), run.shape.thread_count) for run in runs}
+    passes = suite.timing.rows * (suite.timing.repeats + 3)
+    layers = sum(run.exits[-1] for run in runs)
+    seconds = 30.0 * len(workers) + layers * passes / row_layers_per_second
+    return Estimate(minutes=seconds / 60, disk_mb=0.3 * len(runs) + 0.5 * len(workers))

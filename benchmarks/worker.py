@@ -1,0 +1,225 @@
+"""A worker: one process that holds one (checkpoint, recipe, engine, threads) and answers the runner's requests.
+
+It records the logits of all exits, builds and warms the programs of its runs, and times a block of rows when it has the
+turn. Between requests it sleeps on its pipe.
+"""
+
+import multiprocessing as mp
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.process import serve
+from benchmarks.suite import RunSpec, Shape
+from models.checkpoints import load_checkpoint
+from models.config import UserError
+from models.encoding import Encoded, collate
+from quant.engine import Engine
+from quant.programs import EngineSession, ExitOutput, Inputs, Program
+from quant.recipes import Recipe, apply_recipe
+
+# Warm-up passes over the timed rows: until two agree this well, at most so many.
+STEADY, MOST_WARM_UPS = 0.05, 4
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What a worker is started with. `splits` are what it records; `calibration` holds single rows [1, T] of `fit`."""
+
+    checkpoint: Path
+    recipe: Recipe
+    engine: Engine
+    threads: int
+    splits: dict[str, Encoded]
+    calibration: list[Inputs]
+    pad_token_id: int
+    max_seq_length: int
+
+
+class Built(NamedTuple):
+    """A program that is ready and warm, and what it answered for the timed rows."""
+
+    kind: str
+    precision: str
+    size_bytes: int | None
+    build_seconds: float
+    warmup_seconds: float
+    output: ExitOutput
+
+
+@dataclass
+class _Run:
+    spec: RunSpec
+    program: Program
+    batches: list[tuple[Inputs, dict[str, np.ndarray]]] = field(default_factory=list)
+
+
+def batches_of(encoded: Encoded, rows: Sequence[int], shape: Shape, spec: WorkerSpec) -> list[Inputs]:
+    """Rows in their order, cut into padded batches."""
+    length = shape.length or spec.max_seq_length
+    cuts = [rows[i : i + shape.batch_size] for i in range(0, len(rows), shape.batch_size)]
+    return [collate(encoded, cut, spec.pad_token_id, shape.padding, length) for cut in cuts]
+
+
+class _Service:
+    """The requests a worker answers, over the session it opened."""
+
+    def __init__(self, spec: WorkerSpec):
+        self.spec = spec
+        started = time.perf_counter()
+        checkpoint = load_checkpoint(spec.checkpoint)
+        segments = apply_recipe(spec.recipe, checkpoint.network, spec.calibration)
+        self.session: EngineSession = spec.engine.open(segments, spec.threads)
+        self.num_layers = segments.num_layers
+        self.programs: dict[Any, tuple[Program, float]] = {}
+        self.recorders: dict[tuple[int, ...], Any] = {}
+        self.runs: list[_Run] = []
+        self.open_seconds = time.perf_counter() - started
+
+    def opened(self) -> float:
+        """Seconds to load, quantize and convert."""
+        return self.open_seconds
+
+    def record(self, shape: Shape) -> dict[str, np.ndarray]:
+        """Logits of every exit, split -> [L, N, C], at this shape."""
+        exits = tuple(range(1, self.num_layers + 1))
+        recorder = self.recorders.setdefault(exits, None) or self.session.recorder(exits)
+        self.recorders[exits] = recorder
+        recorded = {}
+        for split, encoded in self.spec.splits.items():
+            batches = batches_of(encoded, range(len(encoded)), shape, self.spec)
+            recorded[split] = np.concatenate([recorder(batch) for batch in batches], axis=1).astype(np.float32)
+        return recorded
+
+    def build(self, run: RunSpec, rows: Sequence[int]) -> Built:
+        """Build the program of a run (shared by all dials of a policy kind) and warm it up over the timed rows."""
+        key = (run.policy.kind, run.with_exits, run.exits)
+        if key not in self.programs:
+            started = time.perf_counter()
+            if run.with_exits:
+                program = self.session.with_exits(self._policy(run), run.exits)
+            else:
+                program = self.session.without_exits(run.exits[-1])
+            self.programs[key] = program, time.perf_counter() - started
+        program, build_seconds = self.programs[key]
+        inputs = batches_of(self.spec.splits["dev"], rows, run.shape, self.spec)
+        policy, position = self._policy(run), 0
+        ready = _Run(run, program)
+        for batch in inputs:
+            size = len(batch["input_ids"])
+            ready.batches.append((batch, policy.dials(np.arange(position, position + size))))
+            position += size
+        self.runs.append(ready)
+        outputs, warmup_seconds = self._warm_up(ready)
+        return Built(program.kind, program.precision, program.size_bytes, build_seconds, warmup_seconds, outputs)
+
+    def _policy(self, run: RunSpec) -> Any:
+        """The run's policy with a `None` layer resolved to the last."""
+        if run.policy.kind == "fixed" and run.policy.layer is None:
+            return run.policy.model_copy(update={"layer": run.exits[-1]})
+        return run.policy
+
+    def _warm_up(self, run: _Run) -> tuple[ExitOutput, float]:
+        started, previous = time.perf_counter(), float("inf")
+        for _ in range(MOST_WARM_UPS):
+            before = time.perf_counter()
+            outputs = [run.program.run(*batch) for batch in run.batches]
+            seconds = time.perf_counter() - before
+            if abs(seconds - previous) < STEADY * seconds:
+                break
+            previous = seconds
+        logits = np.concatenate([output.logits for output in outputs])
+        exit_layer = np.concatenate([output.exit_layer for output in outputs])
+        return ExitOutput(logits, exit_layer), time.perf_counter() - started
+
+    def time_block(self, index: int, first: int, last: int) -> list[float]:
+        """Seconds of batches `first`..`last` - 1 of one run: padded arrays in, numpy out, one call before untimed."""
+        run = self.runs[index]
+        run.program.run(*run.batches[first])
+        seconds = []
+        for inputs, dials in run.batches[first:last]:
+            started = time.perf_counter()
+            run.program.run(inputs, dials)
+            seconds.append(time.perf_counter() - started)
+        return seconds
+
+    def forget_runs(self) -> None:
+        """Drop the runs of a finished shape; programs stay."""
+        self.runs.clear()
+
+
+def answer_requests(pipe: Connection) -> None:
+    """The life of a worker process: read its spec, then answer requests until told to stop."""
+    spec, service = pipe.recv(), None
+    while True:
+        name, arguments = pipe.recv()
+        if name == "stop":
+            return
+        try:
+            service = service or _Service(spec)
+            pipe.send((True, getattr(service, name)(*arguments)))
+        except UserError as error:
+            pipe.send((False, str(error)))
+        except Exception as error:  # a broken combination becomes an error record; the others go on
+            traceback.print_exc()
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            first = (str(error).splitlines() or [""])[0]
+            pipe.send((False, f"{type(error).__name__}: {first} ({Path(where.filename).name}:{where.lineno})"))
+
+
+class WorkerError(Exception):
+    """A request to a worker failed; the message is one line for the error record."""
+
+
+class Worker:
+    """The runner's handle on a worker process, whose own output goes to `log`."""
+
+    def __init__(self, spec: WorkerSpec, log: Path):
+        context = mp.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, log), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.pipe.send(spec)
+
+    def ask(self, request: str, *arguments: Any) -> None:
+        """Send a request; `answer` waits for what it brings."""
+        try:
+            self.pipe.send((request, arguments))
+        except OSError:
+            self.process.join(timeout=5)  # `answer` finds the pipe closed and says why
+
+    def answer(self) -> Any:
+        """Wait for the answer to the last request.
+
+        Raises:
+            WorkerError: the request failed, or the process died.
+        """
+        try:
+            done, answer = self.pipe.recv()
+        except (EOFError, OSError) as error:
+            self.process.join(timeout=5)
+            raise WorkerError(
+                f"the worker process died (exit code {self.process.exitcode}; -9 usually means out of memory)"
+            ) from error
+        if not done:
+            raise WorkerError(answer)
+        return answer
+
+    def __call__(self, request: str, *arguments: Any) -> Any:
+        """Ask, and wait for the answer."""
+        self.ask(request, *arguments)
+        return self.answer()
+
+    def stop(self) -> None:
+        """End the process, politely if it still listens."""
+        self.ask("stop")
+        self.process.join(timeout=10)
+        if self.process.is_alive():
+            self.process.kill()

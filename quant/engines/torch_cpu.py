@@ -1,0 +1,145 @@
+"""Engines `eager` and `inductor`: PyTorch on the CPU, uncompiled or through `torch.compile`.
+
+Early exit is stepped; without exits the network is one module, compiled whole by inductor.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.policies import Policy
+from quant.programs import Dials, ExitOutput, Inputs, Program, Recorder, SteppedProgram, SteppedRecorder
+from quant.segments import INPUT_NAMES, Segments
+
+# One compiled variant for batch 1, one for other batches, for each of up to 48 layers and exits.
+RECOMPILE_LIMIT = 256
+
+
+class Whole(nn.Module):
+    """Embeddings, the first layers and one exit in a row: the network without exits, or truncated."""
+
+    def __init__(self, segments: Segments, layer: int):
+        super().__init__()
+        self.embeddings, self.exit = segments.embeddings, segments.exits[layer - 1]
+        self.steps = segments.layers[:layer]
+
+    def forward(self, *ids: torch.Tensor) -> torch.Tensor:
+        hidden, mask = self.embeddings(*ids)
+        for step in self.steps:
+            hidden = step(hidden, mask)
+        return self.exit(hidden, mask)
+
+
+class TorchSession:
+    """Builds programs over torch segments, each passed through `compile_module` first."""
+
+    def __init__(self, segments: Segments, threads: int, compile_module: Callable[[nn.Module], Any]):
+        torch.set_num_threads(threads)
+        # Quantized segments keep their float graph and autocast the rest; float ones are cast for good.
+        self.autocast = segments.int8 and segments.rest == "bfloat16"
+        if segments.rest == "bfloat16" and not segments.int8:
+            for module in (segments.embeddings, *segments.layers, *segments.exits):
+                module.to(torch.bfloat16)
+        self.segments, self.compile_module = segments, compile_module
+        self.precision = f"int8+{segments.rest}" if segments.int8 else segments.rest
+        self._steps: TorchSteps | None = None
+
+    def steps(self) -> "TorchSteps":
+        """The compiled segments, shared by every stepped program."""
+        if self._steps is None:
+            self._steps = TorchSteps(self)
+        return self._steps
+
+    def mode(self) -> AbstractContextManager[Any]:
+        """Under what a module runs."""
+        return torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext()
+
+    def size_bytes(self, modules: Sequence[nn.Module]) -> int | None:
+        """Parameter bytes of the distinct modules; unknown for INT8, whose weights torch packs when it first runs."""
+        if self.segments.int8:
+            return None
+        parameters = {id(p): p for module in modules for p in module.parameters()}
+        return sum(p.numel() * p.element_size() for p in parameters.values())
+
+    def recorder(self, exits: Sequence[int]) -> Recorder:
+        """All kept exits' logits, stepped."""
+        return SteppedRecorder(self.steps(), exits)
+
+    def with_exits(self, policy: Policy, exits: Sequence[int]) -> Program:
+        """A stepped program."""
+        modules = [self.segments.embeddings, *self.segments.layers[: exits[-1]], *self.segments.exits]
+        return SteppedProgram(self.steps(), policy, exits, self.precision, self.size_bytes(modules))
+
+    def without_exits(self, layer: int) -> Program:
+        """The network up to `layer` and its exit, as one module."""
+        return SingleProgram(self, layer)
+
+
+class TorchSteps:
+    """Segments run one by one (`quant.programs.Steps`)."""
+
+    def __init__(self, session: TorchSession):
+        self.session, segments = session, session.segments
+        compiled = {
+            id(module): session.compile_module(module)
+            for module in (segments.embeddings, *segments.layers, *segments.exits)
+        }
+        self.embeddings = compiled[id(segments.embeddings)]
+        self.layers = [compiled[id(module)] for module in segments.layers]
+        self.exits = [compiled[id(module)] for module in segments.exits]
+
+    @torch.no_grad()
+    def embed(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        with self.session.mode():
+            return self.embeddings(*(torch.from_numpy(inputs[name]) for name in INPUT_NAMES))
+
+    @torch.no_grad()
+    def layer(self, index: int, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        with self.session.mode():
+            return self.layers[index](hidden, mask)
+
+    @torch.no_grad()
+    def exit(self, index: int, hidden: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
+        with self.session.mode():
+            return self.exits[index](hidden, mask).float().numpy()
+
+    def take(self, array: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+        return array[torch.from_numpy(rows)]
+
+
+class SingleProgram:
+    """The whole or truncated network as one module, without exits."""
+
+    kind: Literal["graph", "stepped", "single"] = "single"
+
+    def __init__(self, session: TorchSession, layer: int):
+        whole = Whole(session.segments, layer)
+        self.session, self.layer, self.precision = session, layer, session.precision
+        self.size_bytes = session.size_bytes([whole.embeddings, *whole.steps, whole.exit])
+        self.module = session.compile_module(whole)
+
+    @torch.no_grad()
+    def run(self, inputs: Inputs, dials: Dials) -> ExitOutput:
+        with self.session.mode():
+            logits = self.module(*(torch.from_numpy(inputs[name]) for name in INPUT_NAMES)).float().numpy()
+        return ExitOutput(logits, np.full(len(logits), self.layer, np.int64))
+
+
+def open_eager(segments: Segments, threads: int) -> TorchSession:
+    """PyTorch as it is. INT8 is simulated (quantize / dequantize around float kernels): right answers, no speed."""
+    return TorchSession(segments, threads, lambda module: module)
+
+
+def open_inductor(segments: Segments, threads: int) -> TorchSession:
+    """`torch.compile` with frozen weights; Neural Compressor's pairs lower to INT8 kernels."""
+    import torch._dynamo.config
+    import torch._inductor.config
+
+    torch._inductor.config.freezing = True
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    torch._dynamo.config.accumulated_recompile_limit = RECOMPILE_LIMIT
+    return TorchSession(segments, threads, lambda module: torch.compile(module, dynamic=True))
