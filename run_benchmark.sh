@@ -45,6 +45,9 @@ absolute() {
 }
 
 suite=yaml_configs/suites/default.yaml
+output=
+smoke=
+dry_run=
 arguments=()
 while [ $# -gt 0 ]; do
     given=$1
@@ -58,10 +61,12 @@ while [ $# -gt 0 ]; do
     esac
     case $1 in
         --help | -h) usage && exit 0 ;;
-        --smoke | --dry-run) arguments+=("$1") && shift ;;
+        --smoke) smoke=-smoke && arguments+=("$1") && shift ;;
+        --dry-run) dry_run=yes && arguments+=("$1") && shift ;;
         --config) suite=$2 && shift 2 ;;
         --only) arguments+=("$1" "$2") && shift 2 ;;
-        --dataset_location | --checkpoints | --output) arguments+=("$1" "$(absolute "$2")") && shift 2 ;;
+        --output) output=$(absolute "$2") && shift 2 ;;
+        --dataset_location | --checkpoints) arguments+=("$1" "$(absolute "$2")") && shift 2 ;;
         *) fail "No such parameter: $given" ;;
     esac
 done
@@ -75,4 +80,14 @@ fi
 
 setup_env run minilm
 cd "$ROOT"
-exec "$PYTHON" -m benchmarks run "$suite" "${arguments[@]}"
+if [ -n "$dry_run" ]; then
+    exec "$PYTHON" -m benchmarks run "$suite" "${arguments[@]}"
+fi
+output=${output:-runs/$(basename "$suite" .yaml)$smoke}
+code=0
+"$PYTHON" -m benchmarks run "$suite" --output "$output" "${arguments[@]}" || code=$?
+if [ "$code" -le 1 ]; then # every row has a record, be it an error
+    "$PYTHON" -m reports table "$output"
+    "$PYTHON" -m reports render "$output"
+fi
+exit "$code"

@@ -1,4 +1,4 @@
-"""Command line of the harness: `python -m benchmarks run | train | list`."""
+"""Command line of the harness: `python -m benchmarks run | train | depths | list`."""
 
 import argparse
 import logging
@@ -19,6 +19,7 @@ EPILOG = """examples:
   python -m benchmarks run SUITE.yaml --dry-run            what would run, how long, how much disk
   python -m benchmarks run SUITE.yaml --only int8_static   only cases whose name contains the text
   python -m benchmarks train SUITE.yaml                    fine-tune its checkpoints and stop
+  python -m benchmarks depths                              what leaving at each layer of BERT-base costs
   python -m benchmarks list                                suites, axes and their cases
 
 exit codes: 0 all runs ok, 1 a run failed (its record says why), 2 unusable input, 130 interrupted
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
             "--dataset_location",
             type=Path,
             metavar="DIR",
-            help="GLUE folder in the original layout (DIR/SST-2/train.tsv ...); without it GLUE is read through `datasets`",
+            help="GLUE folder in the original layout (DIR/SST-2/train.tsv ...); without it, through `datasets`",
         )
         command.add_argument(
             "--checkpoints",
@@ -57,6 +58,17 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--only", metavar="TEXT", help="only the runs whose case contains TEXT")
     run.add_argument("--dry-run", action="store_true", help="print the runs, rough minutes and disk, and stop")
+    depths = commands.add_parser("depths", help="what leaving at each layer costs (random weights, timing only)")
+    depths.add_argument("--family", choices=["bert", "roberta", "albert"], default="bert")
+    depths.add_argument("--layers", type=int, default=12, help="default: %(default)s, BERT-base")
+    depths.add_argument("--hidden", type=int, default=768, help="hidden size, a multiple of 64 (default: %(default)s)")
+    depths.add_argument("--length", type=int, nargs="+", default=[128, 32], help="tokens (default: 128 32)")
+    depths.add_argument("--batch", type=int, default=1, help="rows a call (default: %(default)s)")
+    depths.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
+    depths.add_argument("--repeats", type=int, default=30, help="interleaved repeats (default: %(default)s)")
+    depths.add_argument(
+        "--recipe", choices=["float32", "bfloat16", "int8_static"], default="int8_static", help="default: %(default)s"
+    )
     commands.add_parser("list", help="shipped suites, and the cases of every axis")
     return top
 
@@ -68,6 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "list":
             return _list()
+        if options.command == "depths":
+            return _depths(options)
         from benchmarks.suite import read_suite
 
         suite = read_suite(options.suite)
@@ -138,6 +152,19 @@ def _dry_run(suite: "Suite") -> int:
             rows, minutes, disk = rows + len(runs), minutes + cost.minutes, disk + cost.disk_mb
     print(f"{rows} runs, roughly {minutes:.0f} minutes of measuring (training apart) and {disk:.0f} MB of disk")
     return 0
+
+
+def _depths(options: argparse.Namespace) -> int:
+    from pydantic import TypeAdapter
+
+    from benchmarks.depths import run
+    from quant.recipes import Recipe
+
+    if options.hidden % 64 or min(options.layers, options.batch, options.threads, options.repeats) < 1:
+        raise UserError(f"depths: --hidden must be a multiple of 64 (found {options.hidden}), all counts at least 1")
+    if not all(2 <= length <= 512 for length in options.length):
+        raise UserError(f"depths: --length must lie in 2..512, found {options.length}")
+    return run(options, TypeAdapter(Recipe).validate_python(options.recipe))
 
 
 def _list() -> int:

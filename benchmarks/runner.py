@@ -133,7 +133,8 @@ def sessions(
 
 def _few(data: TaskData) -> TaskData:
     splits = {name: rows.take(range(min(SMOKE_ROWS, len(rows)))) for name, rows in data.splits.items()}
-    return TaskData(splits=splits, data_hash=data.data_hash + "-smoke", counts=data.counts)
+    counts = data.counts | {name: len(rows) for name, rows in splits.items()}
+    return TaskData(splits=splits, data_hash=data.data_hash + "-smoke", counts=counts)
 
 
 def _check_fits(task: Task, folder: Path, checkpoint: Checkpoint) -> None:

@@ -1,0 +1,179 @@
+"""What an exit costs by depth: random weights, exits imposed at every layer, against the network without exits.
+
+Timing only. The no-exit network, the graph and the stepped program run interleaved in one process; the embeddings, an exit
+head and a policy step are timed alone beside them.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import openvino as ov
+import torch
+from openvino import opset13 as ov_ops
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoModel
+
+from benchmarks.environment import environment
+from models.network import ExitsConfig, MultiExitNetwork
+from models.policies import Imposed
+from quant.engines.openvino import OpenVinoSession, OpenVinoSteps
+from quant.openvino_ops import OpenVinoOps
+from quant.programs import Inputs
+from quant.recipes import Recipe, apply_recipe
+
+VOCABULARY = 30522
+WARM_UPS = 5
+CALIBRATION_ROWS = 8
+
+
+class DepthRow(NamedTuple):
+    """Mean seconds of a call that leaves at `depth`, and its ratio to depth / L of the no-exit network."""
+
+    depth: int
+    graph_s: float
+    stepped_s: float
+    efficiency: float
+
+
+class DepthCosts(NamedTuple):
+    """All figures of one input length. Efficiency is (depth / L x no_exit_s) / graph_s: 1 is a free exit."""
+
+    length: int
+    no_exit_s: float
+    rows: list[DepthRow]
+    embeddings_s: float
+    exit_head_s: float
+    policy_step_s: float
+
+
+def random_network(family: str, num_layers: int, hidden_size: int) -> MultiExitNetwork:
+    """A randomly initialised network of the given shape, with a binary exit after every layer."""
+    torch.manual_seed(0)
+    options = {"embedding_size": 128} if family == "albert" else {}
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=VOCABULARY,
+        num_hidden_layers=num_layers,
+        hidden_size=hidden_size,
+        num_attention_heads=hidden_size // 64,
+        intermediate_size=4 * hidden_size,
+        max_position_embeddings=514,
+        **options,
+    )
+    backbone = AutoModel.from_config(config, attn_implementation="eager")
+    return MultiExitNetwork(backbone, ExitsConfig(), num_labels=2).eval()
+
+
+def random_inputs(batch_size: int, length: int) -> Inputs:
+    """Full-length rows of random tokens."""
+    ids = np.random.default_rng(length).integers(1000, VOCABULARY, (batch_size, length))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+
+
+def measure_depths(
+    session: OpenVinoSession, num_layers: int, lengths: list[int], batch_size: int, repeats: int
+) -> list[DepthCosts]:
+    """Time every depth, interleaved: each repeat runs every case once, starting from another one."""
+    every = list(range(1, num_layers + 1))
+    policies = [Imposed(exit_layers=[depth]) for depth in every]
+    whole, graph = session.without_exits(num_layers), session.with_exits(policies[0], every)
+    session.stepped = True
+    stepped = session.with_exits(policies[0], every)
+    steps = OpenVinoSteps(session)
+    policy_step = _policy_step(session)
+    rows = np.arange(batch_size)
+    found = []
+    for length in lengths:
+        inputs = random_inputs(batch_size, length)
+        hidden, mask = steps.embed(inputs)
+        logits = steps.exit(0, hidden, mask)
+        cases: dict[Any, Callable[[], Any]] = {
+            "no_exit": lambda inputs=inputs: whole.run(inputs, {}),
+            "embeddings": lambda inputs=inputs: steps.embed(inputs),
+            "exit_head": lambda hidden=hidden, mask=mask: steps.exit(0, hidden, mask),
+            "policy_step": lambda logits=logits: policy_step.infer([logits]),
+        }
+        for depth, policy in zip(every, policies, strict=True):
+            dials = policy.dials(rows)
+            cases["graph", depth] = lambda inputs=inputs, dials=dials: graph.run(inputs, dials)
+            cases["stepped", depth] = lambda inputs=inputs, dials=dials: stepped.run(inputs, dials)
+        for depth in every:
+            left = graph.run(inputs, policies[depth - 1].dials(rows)).exit_layer
+            assert (left == depth).all(), (depth, left)
+        found.append(_costs(length, every, _interleaved(cases, repeats)))
+    return found
+
+
+def _policy_step(session: OpenVinoSession) -> ov.InferRequest:
+    """The imposed policy's step compiled alone, over logits [B, 2]."""
+    logits = ov_ops.parameter([-1, 2], np.float32, name="logits")
+    policy, ops, source = Imposed(exit_layers=[1]), OpenVinoOps(), logits.output(0)
+    state = policy.start(ops, source, {"imposed_layer": ov_ops.constant(np.ones(1, np.float32)).output(0)})
+    done, _ = policy.step(ops, 1, source, state, {})
+    return session.compile(ov.Model([ov_ops.result(done)], [logits]))[0].create_infer_request()
+
+
+def _interleaved(cases: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
+    """Mean seconds of every case."""
+    names = list(cases)
+    total = dict.fromkeys(names, 0.0)
+    for repeat in range(-WARM_UPS, repeats):
+        start = repeat % len(names)
+        for name in names[start:] + names[:start]:
+            before = time.perf_counter()
+            cases[name]()
+            total[name] += (time.perf_counter() - before) if repeat >= 0 else 0.0
+    return {name: seconds / repeats for name, seconds in total.items()}
+
+
+def _costs(length: int, every: list[int], mean_s: dict[Any, float]) -> DepthCosts:
+    whole = mean_s["no_exit"]
+    rows = [
+        DepthRow(depth, mean_s["graph", depth], mean_s["stepped", depth], depth / len(every) * whole / mean_s["graph", depth])
+        for depth in every
+    ]
+    return DepthCosts(length, whole, rows, mean_s["embeddings"], mean_s["exit_head"], mean_s["policy_step"])
+
+
+def print_costs(costs: DepthCosts, num_layers: int, console: Console) -> None:
+    """One table: milliseconds by depth and the share of the ideal d / L speed-up that is reached."""
+    table = Table(title=f"length {costs.length}: no exits {1e3 * costs.no_exit_s:.2f} ms")
+    for column in ("leaves at", "graph ms", "stepped ms", f"ideal (d/{num_layers}) ms", "graph efficiency", "graph speed-up"):
+        table.add_column(column, justify="right")
+    for row in costs.rows:
+        table.add_row(
+            str(row.depth),
+            f"{1e3 * row.graph_s:.2f}",
+            f"{1e3 * row.stepped_s:.2f}",
+            f"{1e3 * costs.no_exit_s * row.depth / num_layers:.2f}",
+            f"{row.efficiency:.3f}",
+            f"{costs.no_exit_s / row.graph_s:.2f}x",
+        )
+    console.print(table)
+    console.print(
+        f"alone: embeddings {1e3 * costs.embeddings_s:.3f} ms, one exit head {1e3 * costs.exit_head_s:.3f} ms, "
+        f"one policy step {1e3 * costs.policy_step_s:.3f} ms (each with a call's own overhead)\n"
+    )
+
+
+def run(options: argparse.Namespace, recipe: Recipe) -> int:
+    """The `depths` command."""
+    console = Console(width=110)
+    network = random_network(options.family, options.layers, options.hidden)
+    calibration = [random_inputs(1, 32 + i) for i in range(CALIBRATION_ROWS)]
+    started = time.perf_counter()
+    session = OpenVinoSession(apply_recipe(recipe, network, calibration), options.threads, stepped=False)
+    where = environment()
+    console.print(
+        f"{options.family} {options.layers} x {options.hidden}, random weights, {recipe.kind} on openvino, batch "
+        f"{options.batch}, {options.threads} threads, {where['cpu']} ({' '.join(where['kernel_flags'])}); "
+        f"quantized and converted in {time.perf_counter() - started:.0f} s; timing only, no scores",
+        highlight=False,
+    )
+    for costs in measure_depths(session, options.layers, options.length, options.batch, options.repeats):
+        print_costs(costs, options.layers, console)
+    return 0
