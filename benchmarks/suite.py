@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from os import cpu_count
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -119,7 +120,12 @@ class TimingConfig(Config):
 
 
 class Suite(Config):
-    """A suite file. See `yaml_configs/suites/` for complete ones."""
+    """A suite file. See `yaml_configs/suites/` for complete ones.
+
+    Attributes:
+        exclude: shell patterns over cases (as `--dry-run` prints them) that are left out of the product.
+        on_unsupported: whether a product that cannot run is an error or left out.
+    """
 
     schema_: Literal["exitbench/suite/1"] = Field(alias="schema")
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
@@ -132,6 +138,7 @@ class Suite(Config):
     policies: Annotated[list[Policy], BeforeValidator(_grids("exit_layers"))] = Field(min_length=1)
     shapes: Annotated[list[Shape], BeforeValidator(_grids())] = [Shape()]
     timing: TimingConfig = TimingConfig()
+    exclude: list[str] = Field(default_factory=list)
     on_unsupported: Literal["error", "skip"] = "error"
 
     def smoke(self) -> "Suite":
@@ -269,7 +276,9 @@ def expand(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> list[R
             kept = (policy.layer or num_layers,)
         else:
             kept = tuple(range(1, num_layers + 1)) if exits == "all" else tuple(exits)
-        runs.append(RunSpec(task, checkpoint, recipe, engine, exits != "none", kept, policy, shape))
+        run = RunSpec(task, checkpoint, recipe, engine, exits != "none", kept, policy, shape)
+        if not any(fnmatch(run.case, pattern) for pattern in suite.exclude):
+            runs.append(run)
     return runs
 
 

@@ -49,10 +49,10 @@ def _rows(records: list[RunRecord], timings: dict[str, Timings]) -> list[Row]:
     baselines = find_baselines(records, timings)
     rows = []
     for record in records:
-        row: Row = dict.fromkeys(COLUMNS) | _identity(record) | _exits(record)
+        row: Row = dict.fromkeys(COLUMNS) | _identity(record)
         row |= {"model": models.get(record.run_id), "recipe": recipes[record.run_id]}
         if record.status == "ok":
-            row |= _scores(record) | _parity(record)
+            row |= _scores(record) | _exits(record) | _parity(record)
         if (timed := timings.get(record.run_id)) is not None:
             row |= _speed(timed)
             for key, baseline in baselines[record.run_id].items():

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -88,11 +89,12 @@ def early(run_id: str, policy: dict[str, Any] = ENTROPY, **changes) -> RunRecord
 
 
 def add(folder: Path, given: RunRecord, ms_per_row: float | None = None, rows: int = 1) -> None:
-    """Append a record; with `ms_per_row`, 3 repeats of 8 batches whose noise cancels out in the total."""
+    """Append a record; with `ms_per_row`, 3 repeats of 8 batches; its noise cancels out in the total."""
     append_record(folder, given)
     if ms_per_row is None:
         return
-    noise = 1 + 0.02 * np.array([-2, -1, -1, 0, 0, 1, 1, 2]) * np.array([[1], [-1], [0.5]])
+    order = np.random.default_rng(crc32(given.run_id.encode())).permutation(8)
+    noise = 1 + 0.02 * np.array([-2, -1, -1, 0, 0, 1, 1, 2])[order] * np.array([[1], [-1], [0.5]])
     add_timings(folder, given.run_id, ms_per_row / 1000 * rows * noise, rows)
 
 

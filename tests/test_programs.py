@@ -4,44 +4,71 @@ Every network here is random and tiny, which is the hardest case: its margins ar
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache
 from itertools import product
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import openvino as ov
 import pytest
+import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 import quant.engines.openvino as openvino_engine
 import quant.recipes as recipes
-from models.config import Config
-from models.network import ExitsConfig, MultiExitNetwork
-from models.policies import Confidence, Entropy, Fixed, Imposed, Patience, PolicyConfig, entropy, replay
+from models.network import ExitsConfig
 from models.ops import Array, NumpyOps, Ops
+from models.policies import Confidence, Entropy, Fixed, Imposed, Patience, PolicyConfig, entropy, replay
+from models.policies import largest_probability
 from quant.engine import Eager, OpenVino
+from quant.graph import exit_model
+from quant.programs import ExitOutput, Program
 from quant.recipes import Bfloat16, Float32, Int8Static, apply_recipe
-from quant.segments import Embeddings, Layer, Segments
+from quant.segments import Embeddings, Layer, Segments, cut
 from tests import tiny
 
-LAYERS, ROWS, CLASSES = 3, 24, 3
+LAYERS, ROWS = 3, 24
 EXITS = [1, 2, 3]
-STRUCTURES = [ExitsConfig(pooling=p, pooler=q) for p, q in product(("first_token", "mean"), ("shared", "per_exit"))]
-RECIPES = {r.kind: r for r in (Float32(), Bfloat16(), Int8Static(observer="minmax", calibration_rows=8))}
+BATCH_SIZES = (1, 3, 8)
+RECIPES: dict[str, Any] = {r.kind: r for r in (Float32(), Bfloat16(), Int8Static(calibration_rows=8))}
 ENGINES = {"graph": OpenVino(), "stepped": OpenVino(program="stepped"), "eager": Eager()}
 POLICIES: list[Any] = [
     Fixed(layer=2),
-    Patience(patience=1),
+    Patience(patience=1, regression_threshold=1.0),
     Entropy(threshold=0.5),
     Confidence(threshold=0.7),
     Imposed(exit_layers=[1, 3, 2, 3]),
 ]
-BATCH_SIZES = (1, 3, 8)
-# A row may leave or answer otherwise than replayed only where its decision was this close to turning. float32 programs
-# differ in the last bits alone; bfloat16 rounds to 8 bits wherever a kernel starts or ends, and an INT8 activation that
-# falls on the other side of a rounding moves by a whole step.
-EPSILON = {"float32": 1e-4, "bfloat16": 0.2, "int8_static": 0.2}
+# A row may leave or answer otherwise than replayed only where its decision was this close to turning. Programs in
+# float32 and in INT8 (whose scales are fixed) differ in the last bits; bfloat16 keeps 8 bits wherever a kernel ends, and
+# kernels end elsewhere in another program.
+EPSILON = {"float32": 1e-4, "bfloat16": 0.2, "int8_static": 1e-3}
+
+
+class Case(NamedTuple):
+    family: str
+    exits: ExitsConfig
+    recipe: str
+    num_labels: int = 3
+
+    @property
+    def name(self) -> str:
+        """For test ids."""
+        parts = [self.family, self.exits.pooler, self.exits.pooling, self.recipe]
+        return "-".join([*parts, "regression"] if self.num_labels == 1 else parts)
+
+
+# Both methods' exits, and both poolings, in every family and recipe; in BERT's float recipes all four structures.
+DIAGONAL = [ExitsConfig(pooling="first_token", pooler="shared"), ExitsConfig(pooling="mean", pooler="per_exit")]
+OTHERS = [ExitsConfig(pooling="first_token", pooler="per_exit"), ExitsConfig(pooling="mean", pooler="shared")]
+CASES = [Case(*which) for which in product(tiny.FAMILIES, DIAGONAL, RECIPES)]
+CASES += [Case("bert", exits, recipe) for exits, recipe in product(OTHERS, ["float32", "bfloat16"])]
+CASES += [Case("bert", tiny.PABEE, recipe, num_labels=1) for recipe in ("float32", "int8_static")]
+CASES += [Case("albert", tiny.PABEE, "float32", num_labels=1)]
 
 
 def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,98 +76,341 @@ def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
     answers: dict[int, tuple[Any, Any]] = {}
 
     def once(*arguments: Any) -> Any:
-        module = next(a for a in arguments if isinstance(a, nn.Module))
-        shared: Any = module
-        if isinstance(module, Layer):
-            shared = module.layer
-        elif isinstance(module, Embeddings):
-            shared = module.network.backbone
+        shared: Any = next(argument for argument in arguments if isinstance(argument, nn.Module))
+        match shared:
+            case Layer():
+                shared = shared.layer
+            case Embeddings():
+                shared = shared.network.backbone
+            case tiny.Exit():
+                shared = shared.classifier
         if id(shared) not in answers:
-            answers[id(shared)] = shared, function(*arguments)  # kept, so that its id is not given away
+            answers[id(shared)] = shared, function(*arguments)  # held, so that no other object gets its id
         return answers[id(shared)][1]
 
     return once
 
 
 @pytest.fixture(scope="module", autouse=True)
-def export_once() -> Iterator[None]:
+def _export_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "_quantize", remembered(recipes._quantize))
         patch.setattr(openvino_engine, "_convert", remembered(openvino_engine._convert))
         yield
 
 
-class Case(NamedTuple):
-    family: str
-    exits: ExitsConfig
-    recipe: str
-    num_labels: int = CLASSES
+@cache
+def body(family: str) -> PreTrainedModel:
+    """A backbone for all networks of a family; RoBERTa, whose layers are BERT's, repeats its first (less to export)."""
+    made: Any = tiny.backbone(family, num_layers=LAYERS)
+    if family == "roberta":
+        made.encoder.layer = nn.ModuleList([made.encoder.layer[0]] * LAYERS)
+    return made
+
+
+@cache
+def network(family: str, exits: ExitsConfig, num_labels: int) -> tiny.MultiExitNetwork:
+    return tiny.with_exits(body(family), exits, num_labels)
 
 
 class Bench:
-    """One network in one recipe, opened by every engine."""
+    """One network in one recipe, opened by every engine, and the rows to run it on."""
 
-    def __init__(self, case: Case, body: Any):
-        self.case = case
-        network = tiny.with_exits(body, case.exits, case.num_labels)
-        self.rows = tiny.encoded(ROWS, seed=3)
+    def __init__(self, case: Case):
+        self.case, self.rows = case, tiny.encoded(ROWS, seed=3)
         calibration = tiny.batches(tiny.encoded(8, seed=4), 1, case.family)
-        segments = apply_recipe(RECIPES[case.recipe], network, calibration)
-        self.sessions = {}
-        for name, engine in ENGINES.items():
-            # Eager casts the modules it is given, so it gets its own.
-            own = copy.deepcopy(segments) if name == "eager" and case.recipe == "bfloat16" else segments
-            self.sessions[name] = engine.open(own, threads=1)
+        made = network(case.family, case.exits, case.num_labels)
+        self.segments = apply_recipe(RECIPES[case.recipe], made, calibration)
+        self.sessions = {name: engine.open(self._segments_for(name), 1) for name, engine in ENGINES.items()}
+        self.programs: dict[Any, Program] = {}
+        self.recordings: dict[str, np.ndarray] = {}
+
+    def _segments_for(self, engine: str) -> Segments:
+        """Eager casts the modules it is given to bfloat16, so it gets its own."""
+        alone = engine == "eager" and self.case.recipe == "bfloat16"
+        return copy.deepcopy(self.segments) if alone else self.segments
+
+    @property
+    def policies(self) -> list[Any]:
+        return [p for p in POLICIES if self.case.num_labels > 1 or not p.classification_only]
+
+    def program(self, engine: str, policy: Any, exits: list[int]) -> Program:
+        """Built once for a policy kind: dials are not compiled."""
+        key = engine, type(policy), tuple(exits)
+        if key not in self.programs:
+            self.programs[key] = self.sessions[engine].with_exits(policy, exits)
+        return self.programs[key]
+
+    def recorded(self, engine: str) -> np.ndarray:
+        """Logits of all exits, [L, N, C], recorded row by row."""
+        if engine not in self.recordings:
+            recorder = self.sessions[engine].recorder(EXITS)
+            self.recordings[engine] = np.concatenate([recorder(row) for row in self.batches(1)], axis=1)
+        return self.recordings[engine]
+
+    def batches(self, size: int) -> list[dict[str, np.ndarray]]:
+        return tiny.batches(self.rows, size, self.case.family)
+
+    def run(self, engine: str, policy: Any, size: int, exits: list[int] = EXITS) -> ExitOutput:
+        """All rows, in batches of `size`."""
+        program = self.program(engine, policy, exits)
+        starts = range(0, ROWS, size)
+        outputs = [
+            program.run(inputs, policy.dials(np.arange(start, min(start + size, ROWS))))
+            for start, inputs in zip(starts, self.batches(size), strict=True)
+        ]
+        return ExitOutput(*(np.concatenate(arrays) for arrays in zip(*outputs, strict=True)))
 
 
-import time
+def labels(logits: np.ndarray) -> np.ndarray:
+    return logits.argmax(-1)
 
 
-def main():
-    body = {}
-    t_all = time.process_time()
-    for fam in tiny.FAMILIES:
-        body[fam] = tiny.backbone(fam, num_layers=LAYERS)
-        if fam == "roberta":
-            body[fam].encoder.layer = nn.ModuleList([body[fam].encoder.layer[0]] * LAYERS)
-        for r in RECIPES:
-            for ex in STRUCTURES:
-                t = time.process_time()
-                w = time.time()
-                b = Bench(Case(fam, ex, r), body[fam])
-                t1 = time.process_time() - t
-                t = time.process_time()
-                recs = {k: s.recorder(EXITS) for k, s in b.sessions.items()}
-                t2 = time.process_time() - t
-                t = time.process_time()
-                st = {k: b.sessions[k].with_exits(POLICIES[1], EXITS) for k in ("stepped", "eager")}
-                t3 = time.process_time() - t
-                t = time.process_time()
-                g = [b.sessions["graph"].with_exits(p, EXITS) for p in POLICIES]
-                t4 = time.process_time() - t
-                t = time.process_time()
-                logits = {}
-                for k, rec in recs.items():
-                    logits[k] = [
-                        np.concatenate([rec(i) for i in tiny.batches(b.rows, s, fam)], axis=1) for s in BATCH_SIZES
-                    ]
-                t5 = time.process_time() - t
-                ref = logits["graph"][0]
-                d = {k: [round(float(abs(x - ref).max()), 6) for x in v] for k, v in logits.items()}
-                print(
-                    fam,
-                    r,
-                    ex.pooling,
-                    ex.pooler,
-                    "open %.2f rec %.2f stepped %.2f graph %.2f run %.2f wall %.1f"
-                    % (t1, t2, t3, t4, t5, time.time() - w),
-                    d,
-                    flush=True,
-                )
-    print(time.process_time() - t_all)
+def differing(bench: Bench, engine: str, policy: Any, size: int, exits: list[int] = EXITS) -> np.ndarray:
+    """Which rows leave or answer otherwise than replayed, after checking that all others answer the same numbers."""
+    live = bench.run(engine, policy, size, exits)
+    expected = replay(policy, bench.recorded(engine)[[layer - 1 for layer in exits]], exits)
+    assert live.exit_layer.dtype == np.int64
+    assert live.logits.dtype == np.float32
+    assert live.logits.shape == expected.logits.shape
+    differ = (live.exit_layer != expected.exit_layer) | (labels(live.logits) != labels(expected.logits))
+    epsilon = EPSILON[bench.case.recipe]
+    assert (expected.margin[differ] < epsilon).all(), (engine, policy, size, expected.margin[differ])
+    # A margin is a difference of two logits, each of which may have moved.
+    np.testing.assert_allclose(live.logits[~differ], expected.logits[~differ], atol=epsilon / 2, rtol=0)
+    return differ
 
 
-if __name__ == "__main__":
-    recipes._quantize = remembered(recipes._quantize)
-    openvino_engine._convert = remembered(openvino_engine._convert)
-    main()
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def bench(request: pytest.FixtureRequest) -> Bench:
+    return Bench(request.param)
+
+
+COMPARED: Counter[str] = Counter()
+DIFFERING: Counter[str] = Counter()
+LEFT: Counter[int] = Counter()
+
+
+def test_replayed_stepped_and_in_graph_agree(bench: Bench):
+    """Each engine's live runs against its own recording at batch 1; both OpenVINO programs share one recording."""
+    for engine, policy, size in product(ENGINES, bench.policies, BATCH_SIZES):
+        DIFFERING[bench.case.recipe] += int(differing(bench, engine, policy, size).sum())
+        COMPARED[bench.case.recipe] += ROWS
+    for policy in bench.policies:
+        LEFT.update(replay(policy, bench.recorded("graph"), EXITS).exit_layer.tolist())
+
+
+def test_engines_agree_with_each_other(bench: Bench):
+    """float32 to the last bits. INT8 kernels and their simulation, and bfloat16, round differently."""
+    bound = {"float32": 5e-5, "bfloat16": 0.4, "int8_static": 0.6}[bench.case.recipe]
+    np.testing.assert_allclose(bench.recorded("eager"), bench.recorded("graph"), atol=bound, rtol=0)
+    if bench.case.recipe == "float32":
+        inputs = tiny.batch(bench.rows, range(ROWS), bench.case.family)
+        made = network(bench.case.family, bench.case.exits, bench.case.num_labels)
+        np.testing.assert_allclose(tiny.all_logits(made, inputs), bench.recorded("graph"), atol=5e-5, rtol=0)
+
+
+def test_without_exits(bench: Bench):
+    """The network truncated at a layer answers what that layer's exit does."""
+    for engine, layer in product(ENGINES, [2, 3] if bench.case.recipe == "float32" else [3]):
+        program = bench.sessions[engine].without_exits(layer)
+        assert program.kind == "single"
+        for size in (1, 8):
+            outputs = [program.run(inputs, {}) for inputs in bench.batches(size)]
+            logits = np.concatenate([output.logits for output in outputs])
+            expected, epsilon = bench.recorded(engine)[layer - 1], EPSILON[bench.case.recipe]
+            np.testing.assert_allclose(logits, expected, atol=epsilon / 2, rtol=0)
+            assert all((output.exit_layer == layer).all() for output in outputs)
+
+
+def test_what_programs_say_of_themselves(bench: Bench):
+    names = {"float32": "f32", "bfloat16": "bf16", "int8_static": "int8+f32"}
+    eager = {"float32": "float32", "bfloat16": "bfloat16", "int8_static": "int8+float32"}
+    policy = bench.policies[1]
+    programs = {engine: bench.program(engine, policy, EXITS) for engine in ENGINES}
+    assert [programs[engine].kind for engine in ENGINES] == ["graph", "stepped", "stepped"]
+    assert programs["graph"].precision == programs["stepped"].precision == names[bench.case.recipe]
+    assert programs["eager"].precision == eager[bench.case.recipe]
+    assert (programs["graph"].size_bytes or 0) > 10_000
+
+
+def test_enough_was_compared_and_next_to_nothing_differs():
+    """Closes the tests above (it passes over what was not run): rows left everywhere, and few stand near a margin."""
+    if set(COMPARED) != set(RECIPES):
+        pytest.skip("only some cases were run")
+    assert set(LEFT) == set(EXITS)
+    assert min(LEFT.values()) > 0.15 * sum(LEFT.values())
+    assert DIFFERING["float32"] <= 0.001 * COMPARED["float32"]
+    assert DIFFERING["int8_static"] <= 0.001 * COMPARED["int8_static"]
+    assert DIFFERING["bfloat16"] <= 0.02 * COMPARED["bfloat16"]
+
+
+# --- one network in detail --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bert() -> Bench:
+    return Bench(Case("bert", tiny.PABEE, "float32"))
+
+
+engines = pytest.mark.parametrize("engine", ENGINES)
+
+
+@engines
+@pytest.mark.parametrize("exits", [[1, 3], [2, 3], [1, 2], [3], [1]], ids=str)
+def test_some_exits_kept(bert: Bench, engine: str, exits: list[int]):
+    for policy in (Patience(patience=1), Entropy(threshold=0.5)):
+        for size in (1, 8):
+            assert not differing(bert, engine, policy, size, exits).any()
+
+
+@engines
+def test_recorders_answer_for_the_exits_they_are_asked(bert: Bench, engine: str):
+    inputs = tiny.batch(bert.rows, range(ROWS), "bert")
+    for exits in ([1, 3], [2]):
+        logits = bert.sessions[engine].recorder(exits)(inputs)
+        np.testing.assert_allclose(
+            logits, bert.recorded(engine)[[layer - 1 for layer in exits]], atol=5e-5, rtol=0
+        )
+
+
+@engines
+def test_dials_turn_without_compiling(bert: Bench, engine: str):
+    """One program, built once: from nobody leaving early to everybody."""
+    for dials in (
+        [Entropy(threshold=t) for t in (0.0, 0.2, 0.8, 5.0)],
+        [Confidence(threshold=t) for t in (1.0, 0.9, 0.5, 0.0)],
+        [Patience(patience=p) for p in (0, 1, 2, 3)],
+        [Fixed(layer=k) for k in (None, 1, 2, 3)],
+    ):
+        program = bert.program(engine, dials[0], EXITS)
+        for policy in dials:
+            assert not differing(bert, engine, policy, 8).any()
+            assert bert.program(engine, policy, EXITS) is program
+
+
+@engines
+@pytest.mark.parametrize("where", [[1], [2], [3], [1, 3], [3, 1], [2, 3, 1, 1, 3, 2, 1]], ids=str)
+def test_who_leaves_does_not_matter_to_who_stays(bert: Bench, engine: str, where: list[int]):
+    """All rows, no rows and any mixture leave; answers come back in the order of the rows."""
+    inputs = tiny.batch(bert.rows, range(ROWS), "bert")
+    policy = Imposed(exit_layers=where)
+    output = bert.program(engine, policy, EXITS).run(inputs, policy.dials(np.arange(ROWS)))
+    expected = np.resize(where, ROWS)
+    np.testing.assert_array_equal(output.exit_layer, expected)
+    logits = bert.recorded(engine)[expected - 1, np.arange(ROWS)]
+    np.testing.assert_allclose(output.logits, logits, atol=5e-5, rtol=0)
+
+
+@engines
+def test_order_and_padding_do_not_matter(bert: Bench, engine: str):
+    order = np.random.default_rng(0).permutation(ROWS)
+    policy = Entropy(threshold=0.5)
+    shuffled = bert.program(engine, policy, EXITS).run(
+        tiny.collate(bert.rows, order, tiny.PAD["bert"], "max_length", tiny.LONGEST), policy.dials(order)
+    )
+    expected = bert.run(engine, policy, 1)
+    np.testing.assert_array_equal(shuffled.exit_layer, expected.exit_layer[order])
+    np.testing.assert_allclose(shuffled.logits, expected.logits[order], atol=5e-5, rtol=0)
+
+
+@engines
+def test_programs_remember_nothing(bert: Bench, engine: str):
+    """A run changes neither the next answer nor the arrays of the last one, nor its inputs."""
+    policy = Patience(patience=1)
+    program, dials = bert.program(engine, policy, EXITS), policy.dials(np.arange(8))
+    one, other = bert.batches(8)[:2]
+    before = {name: array.copy() for name, array in one.items()}
+    first = program.run(one, dials)
+    kept = ExitOutput(first.logits.copy(), first.exit_layer.copy())
+    program.run(other, dials)
+    again = program.run(one, dials)
+    for arrays in zip(first, kept, again, strict=True):
+        np.testing.assert_array_equal(arrays[0], arrays[1])
+        np.testing.assert_array_equal(arrays[2], arrays[1])
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_the_saved_graph_runs_without_us(bert: Bench, tmp_path: Path):
+    """One IR file, read by a plain OpenVINO runtime: integer inputs and dials by name, any batch and length."""
+    session: Any = bert.sessions["graph"]
+    policy = Entropy(threshold=0.5)
+    ov.save_model(exit_model(session.segments, policy, EXITS), tmp_path / "program.xml", compress_to_fp16=False)
+    model = ov.Core().read_model(tmp_path / "program.xml")
+    names = {name for port in model.inputs for name in port.names}
+    assert names == {"input_ids", "attention_mask", "token_type_ids", "threshold"}
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for size in (1, 8):
+        outputs = [compiled(inputs | {"threshold": np.float32(0.5)}) for inputs in bert.batches(size)]
+        exit_layer = np.concatenate([output["exit_layer"] for output in outputs])
+        np.testing.assert_array_equal(exit_layer, bert.run("graph", policy, size).exit_layer)
+        assert outputs[0]["logits"].shape == (size, 3)
+
+
+@pytest.mark.parametrize("engine", ["graph", "stepped"])
+def test_policies_are_float32_in_a_bfloat16_network(engine: str):
+    """What a row answered on its way out is itself the proof that the rule let it go."""
+    bench = Bench(Case("bert", DIAGONAL[0], "bfloat16"))
+    for threshold in (0.1, 0.3, 0.5, 0.7):
+        for policy, value in ((Entropy(threshold=threshold), entropy), (Confidence(threshold=1 - threshold), None)):
+            output = bench.run(engine, policy, 8)
+            early = output.exit_layer < LAYERS
+            value = entropy(NumpyOps(), output.logits) if value else -largest_probability(NumpyOps(), output.logits)
+            bound = threshold if isinstance(policy, Entropy) else threshold - 1
+            assert early.any()
+            assert (value[early] < bound + 1e-5).all()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_opening_an_engine_leaves_the_network_as_it_was(engine: str):
+    """A suite opens one network in several recipes: the next one must find it in float32."""
+    made = tiny.network("bert", num_layers=1)
+    before = copy.deepcopy(made.state_dict())
+    ENGINES[engine].open(apply_recipe(Bfloat16(), made), threads=1)
+    for name, tensor in made.state_dict().items():
+        assert tensor.dtype == torch.float32, name
+        assert torch.equal(tensor, before[name]), name
+
+
+# --- a policy nobody has heard of -------------------------------------------------------------------------------------
+
+
+class Momentum(PolicyConfig):
+    """Leave when the running mean of the confidence passes a threshold: two states, two dials, most operations."""
+
+    kind: Literal["momentum"] = "momentum"
+    threshold: float
+    decay: float = 0.5
+
+    class State(NamedTuple):
+        """Per row: the running mean, and how many exits it has seen."""
+
+        mean: Array
+        seen: Array
+
+    def dials(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"threshold": np.asarray(self.threshold, np.float32), "decay": np.asarray(self.decay, np.float32)}
+
+    @staticmethod
+    def start(ops: Ops, rows: Array, dials: dict[str, Array]) -> "Momentum.State":
+        return Momentum.State(mean=ops.full(rows, 0.0), seen=ops.full(rows, 0.0))
+
+    @staticmethod
+    def step(
+        ops: Ops, layer: int, logits: Array, state: "Momentum.State", dials: dict[str, Array]
+    ) -> tuple[Array, "Momentum.State"]:
+        sure = largest_probability(ops, logits)
+        mixed = ops.add(ops.mul(dials["decay"], state.mean), ops.mul(ops.sub(1.0, dials["decay"]), sure))
+        mean = ops.where(ops.less(state.seen, 0.5), sure, mixed)
+        return ops.less(dials["threshold"], mean), Momentum.State(mean=mean, seen=ops.add(state.seen, 1.0))
+
+
+@engines
+def test_a_new_policy_is_one_class(bert: Bench, engine: str):
+    left: set[int] = set()
+    for threshold, size in product([0.5, 0.7, 0.8], BATCH_SIZES):
+        policy: Any = Momentum(threshold=threshold)
+        assert not differing(bert, engine, policy, size).any()
+        left |= set(bert.run(engine, policy, size).exit_layer)
+    assert left == set(EXITS)

@@ -40,7 +40,7 @@ IMPOSED = {"kind": "imposed", "exit_layers": [2]}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """One checkpoint, one session: early exit (1.0 ms) beats two layers (1.5 ms) and the whole INT8 network (2.5 ms)."""
+    """One checkpoint, one session: early exit (1.0 ms) beats two layers (1.5 ms) and whole INT8 (2.5 ms)."""
     add(tmp_path, early("early", recipe=INT8, dev=0.89, tune=0.895), 1.0)
     add(tmp_path, record("fp32", dev=0.9, tune=0.9), 8.0)
     add(tmp_path, record("fp32-inductor", engine="inductor", dev=0.9, tune=0.9), 10.0)
