@@ -1,7 +1,7 @@
-"""What an exit costs by depth: random weights, exits imposed at every layer, against the network without exits.
+"""What an exit costs by depth: random weights, exits imposed at each layer, against the network without exits.
 
-Timing only. The no-exit network, the graph and the stepped program run interleaved in one process; the embeddings, an exit
-head and a policy step are timed alone beside them.
+Timing only. The no-exit network, the graph and the stepped program run interleaved in one process; the embeddings, an
+exit head and a policy step are timed alone beside them.
 """
 
 import argparse
@@ -114,7 +114,8 @@ def _policy_step(session: OpenVinoSession) -> ov.InferRequest:
     policy, ops, source = Imposed(exit_layers=[1]), OpenVinoOps(), logits.output(0)
     state = policy.start(ops, source, {"imposed_layer": ov_ops.constant(np.ones(1, np.float32)).output(0)})
     done, _ = policy.step(ops, 1, source, state, {})
-    return session.compile(ov.Model([ov_ops.result(done)], [logits]))[0].create_infer_request()
+    model = ov.Model([ov_ops.result(done)], [logits], "step")  # pyright: ignore[reportGeneralTypeIssues]
+    return session.compile(model)[0].create_infer_request()
 
 
 def _interleaved(cases: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
@@ -132,17 +133,18 @@ def _interleaved(cases: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any,
 
 def _costs(length: int, every: list[int], mean_s: dict[Any, float]) -> DepthCosts:
     whole = mean_s["no_exit"]
-    rows = [
-        DepthRow(depth, mean_s["graph", depth], mean_s["stepped", depth], depth / len(every) * whole / mean_s["graph", depth])
-        for depth in every
-    ]
+    rows = []
+    for depth in every:
+        graph_s, stepped_s = mean_s["graph", depth], mean_s["stepped", depth]
+        rows.append(DepthRow(depth, graph_s, stepped_s, efficiency=depth / len(every) * whole / graph_s))
     return DepthCosts(length, whole, rows, mean_s["embeddings"], mean_s["exit_head"], mean_s["policy_step"])
 
 
 def print_costs(costs: DepthCosts, num_layers: int, console: Console) -> None:
     """One table: milliseconds by depth and the share of the ideal d / L speed-up that is reached."""
     table = Table(title=f"length {costs.length}: no exits {1e3 * costs.no_exit_s:.2f} ms")
-    for column in ("leaves at", "graph ms", "stepped ms", f"ideal (d/{num_layers}) ms", "graph efficiency", "graph speed-up"):
+    ideal = f"ideal (d/{num_layers}) ms"
+    for column in ("leaves at", "graph ms", "stepped ms", ideal, "graph efficiency", "graph speed-up"):
         table.add_column(column, justify="right")
     for row in costs.rows:
         table.add_row(

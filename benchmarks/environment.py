@@ -1,4 +1,4 @@
-"""Where a run was measured: machine, kernels' instruction sets, versions, revision, and time stolen from the machine."""
+"""Where a run was measured: machine, instruction sets, versions, revision, and time stolen from the machine."""
 
 import os
 import platform

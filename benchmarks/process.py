@@ -1,4 +1,4 @@
-"""The first thing a worker process runs. Light on imports: it must redirect output before the libraries start talking."""
+"""The first thing a worker process runs. Light on imports: it redirects output before the libraries start talking."""
 
 import os
 from multiprocessing.connection import Connection

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from models.config import Config, UserError
 
@@ -43,7 +43,7 @@ class CheckpointInfo(Config):
 
 
 class Calibration(Config):
-    """The rows an INT8 recipe was calibrated on: how many, from which split, chosen by which seed, and their ids' hash."""
+    """The rows an INT8 recipe was calibrated on: how many, of which split, by which seed, and the hash of their ids."""
 
     split: str
     rows: int
@@ -54,8 +54,8 @@ class Calibration(Config):
 class Parity(Config):
     """Live runs against replayed ones, over the timed rows.
 
-    A row is `differing` when its exit layer or label is not the replayed one; of those, `below_epsilon` were closer than
-    `epsilon` to turning, by the replayed margin.
+    A row is `differing` when its exit layer or label is not the replayed one; of those, `below_epsilon` were closer
+    than `epsilon` to turning, by the replayed margin.
     """
 
     rows: int
@@ -80,6 +80,9 @@ class RunRecord(Config):
         size_bytes: the program's weights and graph on disk.
         build_seconds: quantize, convert and compile.
     """
+
+    # A NaN would be written as null, and the file could no longer be read: refuse it where it is made.
+    model_config = ConfigDict(allow_inf_nan=False)
 
     schema_version: Literal["exitbench/record/1"] = SCHEMA
     run_id: str
@@ -109,8 +112,8 @@ class RunRecord(Config):
     size_bytes: int | None = None
     build_seconds: float | None = None
     calibration: Calibration | None = None
-    scores: dict[str, dict[str, float]] = {}
-    exit_counts: dict[str, list[int]] = {}
+    scores: dict[str, dict[str, float]] = Field(default_factory=dict)
+    exit_counts: dict[str, list[int]] = Field(default_factory=dict)
     majority_score: float | None = None
     parity: Parity | None = None
     timed_rows: int = 0
@@ -129,8 +132,7 @@ def read_records(folder: Path) -> list[RunRecord]:
     path = folder / RECORDS
     if not path.is_file():
         raise UserError(f"{str(folder)!r} holds no {RECORDS}; give a folder written by `python -m benchmarks run`")
-    content = path.read_text(encoding="utf-8")
-    lines = content.split("\n")
+    lines = path.read_bytes().split(b"\n")
     found: dict[str, RunRecord] = {}
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is unfinished
         try:
@@ -141,7 +143,7 @@ def read_records(folder: Path) -> list[RunRecord]:
                     f"{path}:{number} has schema {version!r}; this ExitBench reads {SCHEMA!r}: run the suite again"
                 )
             record = RunRecord.model_validate(raw)
-        except (json.JSONDecodeError, AttributeError, ValidationError) as error:
+        except (ValueError, AttributeError, ValidationError) as error:
             first = str(error).splitlines()[0]
             raise UserError(f"{path}:{number} is not a record ({first}); remove the line and resume") from error
         found[record.run_id] = record

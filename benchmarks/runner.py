@@ -238,7 +238,7 @@ def _measure_shape(
     dev = len(encoded["dev"])
     timed = np.sort(np.random.default_rng(session.suite.seed).permutation(dev)[: session.suite.timing.rows]).tolist()
     open_seconds: dict[Key, float] = {}
-    for key, worker in workers.items():
+    for worker in workers.values():
         worker.ask("opened")  # all together: quantizing and converting is not timed
     for key, worker in workers.items():
         mine = [run for run in runs if _key(run.spec) == key]
@@ -270,8 +270,8 @@ def _measure_shape(
         else:
             failed.append(record)
         append_record(session.output, record)
-    for key in open_seconds:
-        workers[key]("forget_runs")
+    for worker in workers.values():
+        worker("forget_runs")
     return failed
 
 

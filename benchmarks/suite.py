@@ -25,7 +25,7 @@ SMOKE_ROWS = 48
 
 
 def _grids(*keep: str) -> Callable[[Any], Any]:
-    """Expand each mapping of a list over its list-valued keys (`threshold: [0.1, 0.2]` is two); `keep` holds lists itself."""
+    """Expand each mapping over its list-valued keys (`threshold: [0.1, 0.2]` is two); `keep` names keys that hold lists."""
 
     def expand(values: Any) -> Any:
         return [case for value in values for case in _expand(value, keep)] if isinstance(values, list) else values
@@ -41,7 +41,7 @@ def _expand(value: Any, keep: tuple[str, ...]) -> Iterator[Any]:
         return
 
     def is_grid(key: str, item: Any) -> bool:
-        return isinstance(item, list) and (key not in keep or bool(item) and isinstance(item[0], list))
+        return isinstance(item, list) and (key not in keep or (bool(item) and isinstance(item[0], list)))
 
     grid = {key: item for key, item in value.items() if is_grid(key, item)}
     for choice in itertools.product(*grid.values()):
@@ -136,7 +136,7 @@ class Suite(Config):
     engines: Annotated[list[Engine], BeforeValidator(_grids())] = Field(min_length=1)
     exits: list[Literal["all", "none"] | list[int]] = Field(default=["all", "none"], min_length=1)
     policies: Annotated[list[Policy], BeforeValidator(_grids("exit_layers"))] = Field(min_length=1)
-    shapes: Annotated[list[Shape], BeforeValidator(_grids())] = [Shape()]
+    shapes: Annotated[list[Shape], BeforeValidator(_grids())] = Field(default=[Shape()], min_length=1)
     timing: TimingConfig = TimingConfig()
     exclude: list[str] = Field(default_factory=list)
     on_unsupported: Literal["error", "skip"] = "error"
@@ -184,8 +184,15 @@ class RunSpec:
         """The readable, resolved spec; the same on any machine."""
         exits = "exits-" + ".".join(map(str, self.exits)) if self.with_exits else "no-exits"
         return "/".join(
-            [self.task.name, self.checkpoint, recipe_label(self.recipe), engine_label(self.engine), exits]
-            + [policy_label(self.policy), self.shape.label]
+            [
+                self.task.name,
+                self.checkpoint,
+                recipe_label(self.recipe),
+                engine_label(self.engine),
+                exits,
+                policy_label(self.policy),
+                self.shape.label,
+            ]
         )
 
 

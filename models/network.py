@@ -51,8 +51,8 @@ class Exit(nn.Module):
 class MultiExitNetwork(nn.Module):
     """A backbone with an exit after each of its L layers.
 
-    Poolers start from the backbone's pre-trained pooler where it has one. Each parameter is registered once, so that the
-    state dict holds shared layers (ALBERT) and a shared pooler (PABEE) a single time.
+    Poolers start from the backbone's pre-trained pooler where it has one. Each parameter is registered once, so that
+    the state dict holds shared layers (ALBERT) and a shared pooler (PABEE) a single time.
     """
 
     def __init__(self, backbone: PreTrainedModel, exits: ExitsConfig, num_labels: int):

@@ -5,10 +5,10 @@ A policy class is its own configuration (inert, from YAML) and its own algorithm
     start(ops, rows, dials) -> State                        a NamedTuple of [B] float32 arrays
     step(ops, layer, logits, state, dials) -> (done, State)  `done` is a [B] boolean array
 
-`rows` is any array with one entry a row (only its length counts). Dials are the run-time numbers of a policy (patience,
-threshold): changing one never recompiles a program. The last kept exit answers every row still there, whatever `done`
-says. To add a policy, write its class and add it to `Policy`: suites, `list`, replay, stepped and in-graph programs take it
-from there.
+`rows` is any array with one entry a row (only its length counts). Dials are the run-time numbers of a policy
+(patience, threshold): changing one never recompiles a program. The last kept exit answers every row still there,
+whatever `done` says. To add a policy, write its class and add it to `Policy`: suites, `list`, replay, stepped and in-graph
+programs take it from there.
 """
 
 from collections.abc import Sequence

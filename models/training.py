@@ -18,8 +18,14 @@ import torch
 from pydantic import Field
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedTokenizerFast, Trainer, TrainingArguments
-from transformers import set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from models.checkpoints import is_checkpoint, load_classifier, save_checkpoint

@@ -1,6 +1,7 @@
 """Whose kernels run a network: the engines a suite can name.
 
-Configurations are inert; `open` imports what it needs, so that a suite is read and listed without every engine installed.
+Configurations are inert; `open` imports what it needs, so that a suite is read and listed without every engine
+installed.
 """
 
 import importlib.util

@@ -65,6 +65,14 @@ def _run_layers(segments: OpenVinoSegments, hidden: Any, mask: Any, first: int, 
     return hidden
 
 
+def _model(results: list[Any], parameters: list[Any], name: str) -> ov.Model:
+    return ov.Model(results, parameters, name)  # pyright: ignore[reportGeneralTypeIssues]  (OpenVINO's own stubs)
+
+
+def _parameter_like(source: Any) -> Any:
+    return ov_ops.parameter(source.get_partial_shape(), source.get_element_type())
+
+
 def _named(output: Any, name: str) -> Any:
     result = ov_ops.result(output, name=name)
     result.output(0).set_names({name})
@@ -82,7 +90,7 @@ def recording_model(segments: OpenVinoSegments, exits: Sequence[int]) -> ov.Mode
         logits.append(ov_ops.unsqueeze(exit_logits, ov_ops.constant(np.int64(0))))
         previous = layer
     stacked = ov_ops.concat(logits, axis=0) if len(logits) > 1 else logits[0]
-    return ov.Model([_named(stacked.output(0), LOGITS)], parameters, "recording")
+    return _model([_named(stacked.output(0), LOGITS)], parameters, "recording")
 
 
 def exit_model(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int]) -> ov.Model:
@@ -90,8 +98,8 @@ def exit_model(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int])
 
     Args:
         segments: the network's segments.
-        policy: its kind is compiled in; its dials become inputs of the same names (scalars, or [B] where a dial is given
-            per row).
+        policy: its kind is compiled in; its dials become inputs of the same names (scalars, or [B] where a dial is
+            given per row).
         exits: kept exits, ascending; the last one answers all rows left.
     """
     parameters = _inputs()
@@ -104,7 +112,7 @@ def exit_model(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int])
     state = policy.start(OpenVinoOps(), hidden, dial_outputs)
     answer = _stage(segments, policy, list(exits), 0, hidden, mask, state, dial_outputs)
     results = [_named(answer.logits, LOGITS), _named(answer.exit_layer, EXIT_LAYER)]
-    return ov.Model(results, [*parameters, *dials.values()], "early_exit")
+    return _model(results, [*parameters, *dials.values()], "early_exit")
 
 
 def _stage(
@@ -131,9 +139,7 @@ def _stage(
 
     outer = {"hidden": hidden, "mask": mask, "rows": rows, "logits": logits, "exit_layer": exit_layer}
     outer |= {f"state_{i}": array for i, array in enumerate(state)} | {f"dial_{name}": d for name, d in dials.items()}
-    inner = {
-        name: ov_ops.parameter(source.get_partial_shape(), source.get_element_type()) for name, source in outer.items()
-    }
+    inner = {name: _parameter_like(source) for name, source in outer.items()}
     zero = ov_ops.constant(np.int64(0))
 
     def kept(name: str) -> Any:
@@ -153,16 +159,13 @@ def _stage(
         ov_ops.result(ov_ops.scatter_update(inner[name], inner["rows"], source, zero))
         for name, source in (("logits", deeper.logits), ("exit_layer", deeper.exit_layer))
     ]
-    else_parameters = {
-        name: ov_ops.parameter(outer[name].get_partial_shape(), outer[name].get_element_type())
-        for name in ("logits", "exit_layer")
-    }
+    else_parameters = {name: _parameter_like(outer[name]) for name in ("logits", "exit_layer")}
     else_results = [ov_ops.result(else_parameters[name]) for name in ("logits", "exit_layer")]
-    branch = ov_ops.if_op(any_stays.output(0))
+    branch: Any = ov_ops.if_op(any_stays.output(0))
     # A policy may leave a dial or a state unread in the deeper stages; an unused parameter is not declared.
     used = {name: p for name, p in inner.items() if p.output(0).get_target_inputs()}
-    branch.set_then_body(ov.Model(then_results, list(used.values()), f"stay_after_{layer}"))
-    branch.set_else_body(ov.Model(else_results, list(else_parameters.values()), f"leave_at_{layer}"))
+    branch.set_then_body(_model(then_results, list(used.values()), f"stay_after_{layer}"))
+    branch.set_else_body(_model(else_results, list(else_parameters.values()), f"leave_at_{layer}"))
     for name, source in outer.items():
         if name in used or name in else_parameters:
             branch.set_input(source, used.get(name), else_parameters.get(name))

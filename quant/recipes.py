@@ -117,8 +117,10 @@ def _quantize(
     from neural_compressor.torch.quantization import INT8StaticQuantConfig, convert, prepare
 
     logging.getLogger("neural_compressor").setLevel(logging.WARNING)
-    graph = export(module, segments.example_hidden(), dynamic_shapes=segments.dynamic_hidden())
-    prepared = prepare(graph, INT8StaticQuantConfig(act_algo=recipe.observer))
+    inputs_like: Any = segments.example_hidden()
+    dynamic: Any = segments.dynamic_hidden()
+    graph: Any = export(module, inputs_like, dynamic_shapes=dynamic)
+    prepared: Any = prepare(graph, INT8StaticQuantConfig(act_algo=recipe.observer))
     with torch.no_grad():
         for hidden, mask in inputs:
             prepared(hidden, mask)

@@ -1,7 +1,7 @@
 """The network cut into segments: embeddings, layers and exits, exported and quantized one by one.
 
-No exporter takes data-dependent exits, so none is asked to: each segment is a plain feed-forward module, and programs put
-the exits between them (`quant/graph.py`, `quant/programs.py`).
+No exporter takes data-dependent exits, so none is asked to: each segment is a plain feed-forward module, and programs
+put the exits between them (`quant/graph.py`, `quant/programs.py`).
 """
 
 from dataclasses import dataclass, replace

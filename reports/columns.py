@@ -37,7 +37,7 @@ IDENTITY = {
 
 SCORES = {
     "metric": "the task's headline metric: what the scores are",
-    "dev_rows": "rows of dev",
+    "dev_rows": "dev rows that were scored",
     "one_example_points": "what one dev row is worth, in points of a percentage: 100 / dev_rows",
     "dev_score": "headline metric on dev, in [-1, 1]",
     "dev_score_low": "lower end of its 95 % Wilson interval (accuracy only)",

@@ -2,11 +2,12 @@
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
@@ -22,8 +23,20 @@ X_AXES = {
 }
 DEPTH_SHOWN = 0.08  # scores this far below the best float32 are left off the axis, so that the rest can be told apart
 LABELS = 14
+ROLE_STYLES: dict[str, dict[str, Any]] = {
+    "no exits": {"markersize": 11, "markeredgecolor": "black", "markeredgewidth": 1.6},
+    "exits never fire": {"markerfacecolor": "white", "markeredgewidth": 1.4},
+}
 WITHOUT_EXITS = ["no exits", "truncated"]
 COMPETING = ["early exit", "truncated"]
+
+
+class Label(NamedTuple):
+    """The name of a point, and where the point is."""
+
+    text: str
+    at: tuple[float, float]
+    colour: str
 
 
 def draw_front(rows: list[Row], choice: Choice, folder: Path) -> list[str]:
@@ -78,17 +91,13 @@ def _panel(axes: Axes, shown: list[Row], points: list[Row], front: list[Row], x:
         colour = by_method[steps[0]["method"] or ""]
         axes.plot([row[x] for row in steps], _percent(steps), line, color=colour, linewidth=1.2, alpha=0.8, zorder=2)
     for row in shown:
-        truncated, whole = row["role"] == "truncated", row["role"] == "no exits"
-        axes.plot(
-            row[x],
-            row["dev_score"] * 100,
-            marker="X" if truncated else by_recipe[row["recipe"]],
-            markersize=11 if whole else 8,
-            color=by_method[row["method"] or ""],
-            markeredgecolor="black" if whole else "white",
-            markeredgewidth=1.6 if whole else 0.8,
-            zorder=4 if row["role"] == "early exit" else 3,
-        )
+        colour = by_method[row["method"] or ""]
+        style = {"markersize": 8, "markeredgecolor": "white", "markeredgewidth": 0.8} | ROLE_STYLES.get(row["role"], {})
+        if row["role"] == "exits never fire":
+            style |= {"markeredgecolor": colour}
+        marker = "X" if row["role"] == "truncated" else by_recipe[row["recipe"]]
+        zorder = 4 if row["role"] == "early exit" else 3
+        axes.plot(row[x], row["dev_score"] * 100, marker=marker, color=colour, zorder=zorder, **style)
 
 
 def _chosen(choice: Choice) -> list[Row]:
@@ -113,7 +122,7 @@ def _scale(panels: list[Axes], points: list[Row], choice: Choice, x: str) -> Non
     axes.set_ylim(floor - room, top + 4 * room)
     if max(speeds) > 3 * min(speeds):
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if max(speeds) < 30 * min(speeds) else (1,)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     # Room on the right and above, where by its nature nothing lies beyond the front: names of points go there.
     span = max(speeds) / min(speeds) if axes.get_xscale() == "log" else 1.0
@@ -143,7 +152,9 @@ def _legend(points: list[Row], choice: Choice) -> list[Line2D]:
     handles += [key(name, marker=m, linestyle=LINES.get(kind_of(name), "-")) for name, m in recipes.items()]
     roles = {row["role"] for row in points}
     if "no exits" in roles:
-        handles.append(key("whole network, no exits", marker="o", markeredgecolor="black", markersize=10))
+        handles.append(key("whole network, no exits", marker="o", **ROLE_STYLES["no exits"]))
+    if "exits never fire" in roles:
+        handles.append(key("exits that never fire", marker="o", **ROLE_STYLES["exits never fire"]))
     if "truncated" in roles:
         handles.append(key("truncated network (line: by layer)", marker="X"))
     handles.append(key("Pareto front on dev", linestyle="-", linewidth=5, alpha=0.3))
@@ -164,38 +175,41 @@ def _legend(points: list[Row], choice: Choice) -> list[Line2D]:
 
 def _annotate(axes: Axes, named: list[Row], points: list[Row], x: str) -> None:
     """Name the first of the given points, each where it covers neither a point nor another name."""
+    by_method = colours(_methods(points))
     at = [(row[x], row["dev_score"] * 100) for row in points]
     taken = [Bbox.from_bounds(px - 6, py - 6, 12, 12) for px, py in axes.transData.transform(at)]
     low, high = axes.get_ylim()
     seen = {row["run_id"]: row for row in named if None not in (row[x], row["dev_score"])}
     visible = [row for row in seen.values() if low <= row["dev_score"] * 100 <= high]
     for row in visible[:LABELS]:
-        place = _free_place(axes, row["configuration"], (row[x], row["dev_score"] * 100), taken)
+        label = Label(row["configuration"], (row[x], row["dev_score"] * 100), by_method[row["method"] or ""])
+        place = _free_place(axes, label, taken)
         if place is not None:
             taken.append(place)
 
 
-def _free_place(axes: Axes, label: str, at: tuple[float, float], taken: list[Bbox]) -> Bbox | None:
+def _free_place(axes: Axes, label: Label, taken: list[Bbox]) -> Bbox | None:
     """Write the label at the nearest free place around its point; nothing is written where all are taken."""
     inside = axes.get_window_extent()
     for distance in (14, 30, 48, 70, 95, 125):
         for dx, dy in ((1, 0.3), (1, 0.8), (0.4, 1), (-0.3, 1), (1, -0.3), (-1, 0.6), (-0.3, -1), (-1, -0.6)):
             offset = (dx * distance, dy * distance)
-            trial = _label(axes, label, at, offset)
+            trial = _write(axes, label, offset)
             box = trial.get_window_extent().padded(2)
             trial.remove()
             within = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
             if within and not any(box.overlaps(other) for other in taken):
                 line = {"arrowstyle": "-", "color": "0.4", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
-                _label(axes, label, at, offset, arrowprops=line)
+                _write(axes, label, offset, arrowprops=line)
                 return box
     return None
 
 
-def _label(axes: Axes, label: str, at: tuple[float, float], offset: tuple[float, float], **line: Any) -> Annotation:
+def _write(axes: Axes, label: Label, offset: tuple[float, float], **line: Any) -> Annotation:
     side = "left" if offset[0] > 0 else "right"
     style = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 8, "zorder": 6}
-    return axes.annotate(label, at, xytext=offset, **style, **line)
+    style |= {"path_effects": [withStroke(linewidth=2.5, foreground="white")]}  # legible across lines
+    return axes.annotate(label.text, label.at, xytext=offset, color=label.colour, **style, **line)
 
 
 def _percent(rows: list[Row]) -> list[float]:

@@ -73,8 +73,9 @@ def configuration_label(record: RunRecord) -> str:
 
 
 def shape_label(shape: dict[str, Any]) -> str:
-    """`batch 1, padding longest, threads 2`, in the order of the record."""
-    return ", ".join(f"{name.removesuffix('_size').replace('_', ' ')} {value}" for name, value in shape.items())
+    """`batch 1, padding longest, threads 2`, in the order of the record; what is left to its default is not named."""
+    named = {name.removesuffix("_size").replace("_", " "): value for name, value in shape.items() if value is not None}
+    return ", ".join(f"{name} {value}" for name, value in named.items())
 
 
 def recipe_labels(records: Sequence[RunRecord]) -> dict[str, str]:

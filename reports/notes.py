@@ -61,6 +61,8 @@ def _flat(environment: dict[str, Any]) -> dict[str, str]:
             flat |= _flat(value)
         elif isinstance(value, list):
             flat[name.replace("_", " ")] = " ".join(map(str, value))
+        elif name.endswith("_bytes"):
+            flat[name.removesuffix("_bytes")] = f"{value / 1e9:.1f} GB"
         elif value is not None:
             flat[name.replace("_", " ")] = f"{value:.4g}" if isinstance(value, float) else str(value)
     return flat

@@ -103,7 +103,9 @@ def _scores(record: RunRecord) -> Row:
     if record.policy["kind"] == "imposed":
         return {}
     headline = {split: scores.get(record.headline_metric) for split, scores in record.scores.items()}
-    dev, rows = headline.get("dev"), record.split_counts.get("dev")
+    # The rows that were scored; fewer than the split holds where a run was cut short on purpose.
+    rows = sum(record.exit_counts.get("dev", [])) or record.split_counts.get("dev")
+    dev = headline.get("dev")
     row: Row = {
         f"{METRIC_PREFIX}{split}_{name}": value
         for split, scores in record.scores.items()

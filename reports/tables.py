@@ -115,6 +115,7 @@ def answer_columns(choice: Choice) -> list[Column]:
         Column("dev 95 %", 1, _of(interval("dev_score", 1, 100))),
         Column("% of float32", 2, _kept(choice)),
         Column("tune %", 2, _of(number("tune_score", 1, 100))),
+        Column("mean layer", 1, _of(number("mean_exit_layer", 2))),
         Column("ms / example", 0, _of(number("latency_s_per_example", 3, 1000))),
         Column("x INT8", 0, _of(number("speedup_best_int8", 2))),
         Column("x INT8 95 %", 1, _of(interval("speedup_best_int8", 2))),

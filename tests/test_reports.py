@@ -95,6 +95,10 @@ def test_names_of_less_common_runs():
     assert labels.exits_label(truncated("a", 2, checkpoint=None, exit_counts={})) == "truncated@2"
 
 
+def test_defaults_of_a_shape_are_not_named():
+    assert labels.shape_label({"batch_size": 8, "length": None, "threads": 2}) == "batch 8, threads 2"
+
+
 def test_recipes_and_models_are_told_apart_where_needed():
     other = {**INT8, "calibration_rows": 512}
     named = labels.recipe_labels([record("a", recipe=INT8), record("b", recipe=other), record("c")])
@@ -126,6 +130,13 @@ def test_interval_is_left_empty_for_other_metrics(tmp_path: Path):
     row = rows_of(tmp_path)["a"]
     assert (row["dev_score"], row["tune_score"], row["dev_score_low"]) == (0.5, 0.6, None)
     assert row["score_dev_accuracy"] == 0.8
+
+
+def test_dev_rows_are_those_scored(tmp_path: Path):
+    add(tmp_path, early("a", dev=0.75, exit_counts={"dev": [4, 4, 0, 0]}))
+    row = rows_of(tmp_path)["a"]
+    assert (row["dev_rows"], row["one_example_points"]) == (8, 12.5)
+    assert (row["dev_score_low"], row["dev_score_high"]) == proportion_interval(6, 8)[1:]
 
 
 def test_speed(tmp_path: Path):

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from models.checkpoints import save_checkpoint
 from models.encoding import Encoded, collate, word_tokenizer
 from models.methods import Method, Pabee
-from models.network import Exit, ExitsConfig, MultiExitNetwork
+from models.network import ExitsConfig, MultiExitNetwork
 from models.synthetic import SyntheticTask, vocabulary
 
 FAMILIES = ("bert", "roberta", "albert")
