@@ -110,7 +110,8 @@ def _quiet() -> None:
 def _run(options: argparse.Namespace, suite: "Suite") -> int:
     from rich.console import Console
 
-    from benchmarks.runner import measure, sessions
+    from benchmarks.runner import measure
+    from benchmarks.session import sessions
 
     console = Console(stderr=True, highlight=False)
     output = options.output or Path("runs") / suite.name

@@ -1,4 +1,4 @@
-"""Runs a suite: trains or loads each checkpoint, then measures all its combinations as one session.
+"""Measures a session: records, replays, times and writes the records of all its runs.
 
 A session is one checkpoint on one task: its workers record every exit's logits once, replay every policy from them, and
 time every run live, turn by turn (A B A B ...), so that ratios inside a session see the same machine.
@@ -6,22 +6,19 @@ time every run live, turn by turn (A B A B ...), so that ratios inside a session
 
 import hashlib
 import itertools
-import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import track
 
-from benchmarks.environment import environment, stolen_seconds, toolchain
+from benchmarks.environment import environment, stolen_seconds
 from benchmarks.records import (
-    Calibration,
-    CheckpointInfo,
+    RECORDS,
     Parity,
     RunRecord,
     append_record,
@@ -31,20 +28,16 @@ from benchmarks.records import (
     timings_path,
     write_columns,
 )
-from benchmarks.suite import SMOKE_ROWS, RunSpec, Shape, Suite, engine_label, expand, layers_of, recipe_label
+from benchmarks.session import Say, Session, calibration, max_length, run_id
+from benchmarks.suite import RunSpec, Shape, engine_label, recipe_label
 from benchmarks.worker import Built, Worker, WorkerError, WorkerSpec
-from models.checkpoints import Checkpoint, load_checkpoint
 from models.config import UserError
-from models.encoding import Encoded, encode
+from models.encoding import Encoded, collate, encode
 from models.policies import replay
-from models.tasks import Task, TaskData
-from models.training import TrainingSpec, fine_tune
-from quant.recipes import Int8Static, Recipe, calibration_indices
 
 # How close to turning a decision must be (logits, nats or probability) for live and replayed exits to differ without
 # it being a fault: kernels round differently at different batch sizes.
 EPSILON = {"float32": 1e-3, "bfloat16": 0.1, "int8_static": 0.1}
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -63,101 +56,19 @@ class _Measured:
     seconds: list[tuple[int, int, int, float]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Session:
-    """One checkpoint on one task, ready to be measured."""
-
-    suite: Suite
-    task: Task
-    data: TaskData
-    folder: Path
-    checkpoint: Checkpoint
-    runs: list[RunSpec]
-    output: Path
-
-    @property
-    def info(self) -> CheckpointInfo:
-        config, training = self.checkpoint.config, self.checkpoint.training
-        curve = [entry for stage in training["curves"].values() for entry in stage if "eval_scores" in entry]
-        best = max(curve, key=lambda entry: (entry["eval_score"], entry["step"]), default={"eval_scores": []})
-        return CheckpointInfo(
-            name=self.folder.name,
-            method=config["method"]["kind"],
-            method_options={key: value for key, value in config["method"].items() if key != "kind"},
-            family=config["backbone"]["model_type"],
-            backbone=TrainingSpec.model_validate(training["spec"]).start_name,
-            num_layers=self.checkpoint.network.num_layers,
-            hash=self.checkpoint.hash,
-            seed=training["spec"]["seed"],
-            trained_seconds=training["seconds"],
-            select_scores=best["eval_scores"],
-        )
-
-
-def run_id(spec: RunSpec, data_hash: str, checkpoint_hash: str) -> str:
-    """The hash of case, data, checkpoint and toolchain versions: what resume skips on."""
-    parts = json.dumps([spec.case, data_hash, checkpoint_hash, toolchain()], sort_keys=True)
-    return hashlib.sha256(parts.encode()).hexdigest()[:16]
-
-
-def sessions(
-    suite: Suite, location: Path | None, checkpoints: Path, output: Path, only: str | None, smoke: bool, say: Say
-) -> Iterator[Session]:
-    """Load data and checkpoints (training what is missing), one session after the other.
-
-    Raises:
-        UserError: whatever is wrong with data, checkpoint or products; nothing is measured before that is known.
-    """
-    planned = [(task, spec, layers_of(spec)) for task in suite.tasks for spec in suite.checkpoints]
-    for task, _, num_layers in planned:  # refuse products that cannot run before hours of training
-        expand(suite, task, "", num_layers)
-    for engine in suite.engines:
-        engine.check()
-    for task, spec, _ in planned:
-        data = task.load(location, suite.seed)
-        if spec.folder is not None:
-            folder = Path(spec.folder)
-        else:
-            training = spec.training(task, suite.seed)
-            folder = checkpoints / training.folder_name(data.data_hash)
-            fine_tune(training, data, folder)
-        checkpoint = load_checkpoint(folder)
-        _check_fits(task, folder, checkpoint)
-        if smoke:
-            data = _few(data)
-        runs = expand(suite, task, folder.name, checkpoint.network.num_layers)
-        runs = [run for run in runs if only is None or only in run.case]
-        say(f"{task.name}: {folder.name}, {len(runs)} runs")
-        yield Session(suite, task, data, folder, checkpoint, runs, output)
-
-
-def _few(data: TaskData) -> TaskData:
-    splits = {name: rows.take(range(min(SMOKE_ROWS, len(rows)))) for name, rows in data.splits.items()}
-    counts = data.counts | {name: len(rows) for name, rows in splits.items()}
-    return TaskData(splits=splits, data_hash=data.data_hash + "-smoke", counts=counts)
-
-
-def _check_fits(task: Task, folder: Path, checkpoint: Checkpoint) -> None:
-    trained_on = checkpoint.config["task"]
-    if checkpoint.network.num_labels != task.num_labels or trained_on["kind"] != task.kind:
-        raise UserError(
-            f"checkpoint {str(folder)!r} was trained on task {trained_on['kind']!r} with "
-            f"{checkpoint.network.num_labels} labels; the suite measures {task.name!r} with {task.num_labels}"
-        )
-
-
 def measure(session: Session, say: Say) -> list[RunRecord]:
     """Measure all runs of a session that have no `ok` record yet, write their records, and return those of failures.
 
     A session is repeated whole when any of its runs is missing: a ratio needs both its sides in the same session.
     """
     ids = {run.case: run_id(run, session.data.data_hash, session.checkpoint.hash) for run in session.runs}
-    done = {record.run_id for record in _existing(session.output) if record.status == "ok"}
+    existing = read_records(session.output) if (session.output / RECORDS).exists() else []
+    done = {record.run_id for record in existing if record.status == "ok"}
     if set(ids.values()) <= done:
         say(f"  all {len(ids)} runs already measured in {session.output}")
         return []
     encoded = {
-        split: encode(rows, session.checkpoint.tokenizer, _max_length(session))
+        split: encode(rows, session.checkpoint.tokenizer, max_length(session))
         for split, rows in session.data.splits.items()
         if split != "select"
     }
@@ -167,17 +78,9 @@ def measure(session: Session, say: Say) -> list[RunRecord]:
         with _workers(session, encoded, threads) as workers:
             for shape in grouped:
                 runs = [_Measured(run, ids[run.case]) for run in session.runs if run.shape == shape]
-                failed += _measure_shape(session, shape, encoded, workers, runs, say)
+                busy = {key: worker for key, worker in workers.items() if any(_key(run.spec) == key for run in runs)}
+                failed += _measure_shape(session, shape, encoded, busy, runs, say)
     return failed
-
-
-def _existing(output: Path) -> list[RunRecord]:
-    return read_records(output) if (output / "records.jsonl").exists() else []
-
-
-def _max_length(session: Session) -> int:
-    lengths = [run.shape.length for run in session.runs if run.shape.length is not None]
-    return max([session.checkpoint.training["spec"]["train"]["max_seq_length"], *lengths])
 
 
 Key = tuple[str, str]
@@ -187,27 +90,16 @@ def _key(run: RunSpec) -> Key:
     return recipe_label(run.recipe), engine_label(run.engine)
 
 
-def _calibration(session: Session, recipe: Recipe) -> tuple[list[int], Calibration | None]:
-    if not isinstance(recipe, Int8Static):
-        return [], None
-    fit = session.data.splits["fit"]
-    rows = calibration_indices(recipe, len(fit)).tolist()
-    digest = hashlib.sha256("\n".join(fit.ids[row] for row in rows).encode()).hexdigest()
-    return rows, Calibration(split="fit", rows=len(rows), seed=recipe.seed, ids_hash=digest)
-
-
 @contextmanager
 def _workers(session: Session, encoded: dict[str, Encoded], threads: int) -> Iterator[dict[Key, Worker]]:
-    from models.encoding import collate
-
     pad = session.checkpoint.network.backbone.config.pad_token_id
-    length = _max_length(session)
+    length = max_length(session)
     workers: dict[Key, Worker] = {}
     try:
         for run in session.runs:
             if _key(run) in workers or run.shape.thread_count != threads:
                 continue
-            rows, _ = _calibration(session, run.recipe)
+            rows, _ = calibration(session, run.recipe)
             spec = WorkerSpec(
                 checkpoint=session.folder,
                 recipe=run.recipe,
@@ -393,7 +285,7 @@ def _record(
         precision=built.precision if built and ok else None,
         size_bytes=built.size_bytes if built and ok else None,
         build_seconds=built.build_seconds + open_seconds[_key(spec)] if built and ok else None,
-        calibration=_calibration(session, spec.recipe)[1],
+        calibration=calibration(session, spec.recipe)[1],
         scores=run.scores if ok else {},
         exit_counts=run.exit_counts if ok else {},
         majority_score=None

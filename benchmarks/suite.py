@@ -1,18 +1,19 @@
 """A suite: one YAML file that names cases on every axis, parsed strictly and expanded into runs."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from os import cpu_count
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from transformers import AutoConfig
 
-from models.config import Config, UserError, explain, nearest
+from models.config import Config, UserError, explain, nearest, unknown
 from models.families import Backbone, Fresh, resolve_name
 from models.methods import Method, TrainConfig
 from models.policies import Fixed, Policy
@@ -21,31 +22,45 @@ from models.training import TrainingSpec
 from quant.engine import Engine
 from quant.recipes import Bfloat16, Float32, Int8Static, Recipe
 
-SMOKE_ROWS = 48
+SMOKE_ROWS, SMOKE_LAYERS = 48, 3
 
 
-def _grids(*keep: str) -> Callable[[Any], Any]:
-    """Expand each mapping over its list-valued keys (`threshold: [0.1, 0.2]` is two); `keep` names keys that hold lists."""
+# The lists whose mappings expand over their list-valued keys, each with the keys that hold lists themselves.
+GRIDS: dict[str, tuple[str, ...]] = {"recipes": (), "engines": (), "policies": ("exit_layers",), "shapes": ()}
+
+
+def _grids(axis: str) -> BeforeValidator:
+    """Expand each mapping over its list-valued keys: `threshold: [0.1, 0.2]` is two cases."""
 
     def expand(values: Any) -> Any:
-        return [case for value in values for case in _expand(value, keep)] if isinstance(values, list) else values
+        return (
+            [case for value in values for case in _expand(value, GRIDS[axis])] if isinstance(values, list) else values
+        )
 
-    return expand
+    return BeforeValidator(expand)
 
 
 def _expand(value: Any, keep: tuple[str, ...]) -> Iterator[Any]:
-    if value == "full_depth":
-        value = {"kind": "fixed"}
     if not isinstance(value, dict):
         yield value
         return
 
     def is_grid(key: str, item: Any) -> bool:
-        return isinstance(item, list) and (key not in keep or (bool(item) and isinstance(item[0], list)))
+        return isinstance(item, list) and bool(item) and (key not in keep or isinstance(item[0], list))
 
     grid = {key: item for key, item in value.items() if is_grid(key, item)}
     for choice in itertools.product(*grid.values()):
         yield value | dict(zip(grid, choice, strict=True))
+
+
+def _policy_word(value: Any) -> Any:
+    """`full_depth` is `{kind: fixed}`, the one policy that needs no dial."""
+    if value == "full_depth":
+        return {"kind": "fixed"}
+    if isinstance(value, str):
+        allowed = ["full_depth", *(f"{{kind: {case}, ...}}" for case in ("fixed", "patience", "entropy"))]
+        raise PydanticCustomError("unknown_key", "{text}", {"text": unknown("policy", value, allowed)})
+    return value
 
 
 class CheckpointSpec(Config):
@@ -66,10 +81,16 @@ class CheckpointSpec(Config):
     folder: str | None = None
     train: TrainConfig = TrainConfig()
 
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        given = {name for name in ("method", "backbone", "classifier", "folder") if getattr(self, name) is not None}
+        if given not in ({"folder"}, {"method", "backbone"}, {"method", "classifier"}):
+            raise ValueError("a checkpoint is folder: alone, or method: with one of backbone: and classifier:")
+        return self
+
     def training(self, task: Task, seed: int) -> TrainingSpec:
-        """The fine-tuning this asks for on one task."""
-        if self.method is None or (self.backbone is None) == (self.classifier is None):
-            raise UserError("checkpoints: each needs folder:, or method: with one of backbone: and classifier:")
+        """The fine-tuning this asks for on one task; not for a finished `folder`."""
+        assert self.method is not None
         return TrainingSpec(
             task=task,
             method=self.method,
@@ -119,6 +140,13 @@ class TimingConfig(Config):
     block_rows: int = Field(default=64, ge=1)
 
 
+PolicyCase = Annotated[Policy, BeforeValidator(_policy_word)]
+Exits = Annotated[
+    Annotated[Literal["all", "none"], Tag("word")] | Annotated[list[int], Tag("layers")],
+    Discriminator(lambda value: "layers" if isinstance(value, list) else "word"),
+]
+
+
 class Suite(Config):
     """A suite file. See `yaml_configs/suites/` for complete ones.
 
@@ -132,26 +160,32 @@ class Suite(Config):
     seed: int = Field(default=42, ge=0)
     tasks: list[Task] = Field(min_length=1)
     checkpoints: list[CheckpointSpec] = Field(min_length=1)
-    recipes: Annotated[list[Recipe], BeforeValidator(_grids())] = Field(min_length=1)
-    engines: Annotated[list[Engine], BeforeValidator(_grids())] = Field(min_length=1)
-    exits: list[Literal["all", "none"] | list[int]] = Field(default=["all", "none"], min_length=1)
-    policies: Annotated[list[Policy], BeforeValidator(_grids("exit_layers"))] = Field(min_length=1)
-    shapes: Annotated[list[Shape], BeforeValidator(_grids())] = Field(default=[Shape()], min_length=1)
+    recipes: Annotated[list[Recipe], _grids("recipes")] = Field(min_length=1)
+    engines: Annotated[list[Engine], _grids("engines")] = Field(min_length=1)
+    exits: list[Exits] = Field(default=["all", "none"], min_length=1)
+    policies: Annotated[list[Annotated[Policy, BeforeValidator(_policy_word)]], _grids("policies")] = Field(
+        min_length=1
+    )
+    shapes: Annotated[list[Shape], _grids("shapes")] = Field(default=[Shape()], min_length=1)
     timing: TimingConfig = TimingConfig()
     exclude: list[str] = Field(default_factory=list)
     on_unsupported: Literal["error", "skip"] = "error"
 
     def smoke(self) -> "Suite":
-        """The same combinations on a handful of rows, with tiny fresh backbones and one setting of each policy kind."""
+        """Every case of every axis at toy size: few rows, tiny fresh backbones, one setting of each policy kind."""
+        policies = _one_of_each_kind(self.policies)
+        named = [layer for exits in self.exits if isinstance(exits, list) for layer in exits]
+        named += [policy.layer for policy in policies if isinstance(policy, Fixed) and policy.layer is not None]
 
         def small(spec: CheckpointSpec) -> CheckpointSpec:
             train = spec.train.model_copy(update={"max_rows": SMOKE_ROWS, "epochs": 1.0, "evaluations_per_epoch": 1})
             backbone = spec.backbone
             if isinstance(backbone, Fresh):
-                backbone = backbone.model_copy(update={"hidden_size": 32, "num_heads": 2, "intermediate_size": 64})
+                sizes = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 64}
+                layers = min(backbone.num_layers, max([SMOKE_LAYERS, *named]))
+                backbone = backbone.model_copy(update=sizes | {"num_layers": layers})
             return spec.model_copy(update={"train": train, "backbone": backbone})
 
-        kinds = {(policy.kind, isinstance(policy, Fixed) and policy.layer is None): policy for policy in self.policies}
         return self.model_copy(
             update={
                 "name": f"{self.name}-smoke",
@@ -160,10 +194,19 @@ class Suite(Config):
                     recipe.model_copy(update={"calibration_rows": 4}) if isinstance(recipe, Int8Static) else recipe
                     for recipe in self.recipes
                 ],
-                "policies": list(kinds.values()),
+                "policies": policies,
                 "timing": TimingConfig(rows=8, repeats=2, block_rows=8),
             }
         )
+
+
+def _one_of_each_kind(policies: list[Policy]) -> list[Policy]:
+    """The first setting of each policy kind; truncation at the shallowest layer and full depth count as two kinds."""
+    by_depth = sorted(policies, key=lambda policy: isinstance(policy, Fixed) and (policy.layer or 0))
+    kinds: dict[tuple[str, bool], Policy] = {}
+    for policy in by_depth:
+        kinds.setdefault((policy.kind, isinstance(policy, Fixed) and policy.layer is None), policy)
+    return list(kinds.values())
 
 
 @dataclass(frozen=True)
@@ -234,7 +277,24 @@ def read_suite(path: Path) -> Suite:
     try:
         return Suite.model_validate(raw)
     except ValidationError as error:
-        raise explain(error, str(path)) from error
+        raise explain(error, str(path), lambda problem: _key_path(problem, raw)) from error
+
+
+def _key_path(problem: Any, raw: dict[str, Any]) -> list[str | int]:
+    """Where a problem lies in the file.
+
+    Validation sees grids expanded, so its index counts cases; and it adds the kinds it passed, which are no keys.
+    """
+    place = list(problem["loc"])
+    if len(place) > 1 and place[0] in GRIDS:
+        place[1] = [i for i, value in enumerate(raw[place[0]]) for _ in _expand(value, GRIDS[place[0]])][place[1]]
+    path: list[str | int] = []
+    here: Any = raw
+    for part in place:
+        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int)):
+            here = here[part]
+            path.append(part)
+    return [*path, place[-1]] if problem["type"] == "missing" else path
 
 
 def layers_of(spec: CheckpointSpec) -> int:
