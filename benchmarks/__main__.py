@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         suite = suite.smoke() if options.smoke else suite
         if options.command == "train":
             return _train(options, suite)
-        return _dry_run(suite) if options.dry_run else _run(options, suite)
+        return _dry_run(suite, options.only) if options.dry_run else _run(options, suite)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
@@ -115,6 +115,7 @@ def _run(options: argparse.Namespace, suite: "Suite") -> int:
 
     console = Console(stderr=True, highlight=False)
     output = options.output or Path("runs") / suite.name
+    output.mkdir(parents=True, exist_ok=True)  # fails before hours of training, if it fails
     failed = []
     planned = sessions(
         suite, options.dataset_location, options.checkpoints, output, options.only, options.smoke, console.print
@@ -139,18 +140,20 @@ def _train(options: argparse.Namespace, suite: "Suite") -> int:
     return 0
 
 
-def _dry_run(suite: "Suite") -> int:
-    from benchmarks.suite import estimate, expand, layers_of
+def _dry_run(suite: "Suite", only: str | None) -> int:
+    from benchmarks.suite import estimate, expand, layers_of, nothing_to_run, selected
 
     rows = minutes = disk = 0
     for task in suite.tasks:
         for checkpoint in suite.checkpoints:
             method = checkpoint.method.kind if checkpoint.method else "folder"
-            runs = expand(suite, task, f"{method}", layers_of(checkpoint))
+            runs = selected(expand(suite, task, f"{method}", layers_of(checkpoint)), only)
             cost = estimate(suite, checkpoint, runs)
             for run in runs:
                 print(run.case)
             rows, minutes, disk = rows + len(runs), minutes + cost.minutes, disk + cost.disk_mb
+    if not rows:
+        raise nothing_to_run(suite, only)
     print(f"{rows} runs, roughly {minutes:.0f} minutes of measuring (training apart) and {disk:.0f} MB of disk")
     return 0
 
@@ -158,6 +161,9 @@ def _dry_run(suite: "Suite") -> int:
 def _depths(options: argparse.Namespace) -> int:
     from pydantic import TypeAdapter
 
+    from quant.engine import OpenVino
+
+    OpenVino().check()
     from benchmarks.depths import run
     from quant.recipes import Recipe
 

@@ -3,7 +3,7 @@
 An output folder holds
 
     records.jsonl                       one `RunRecord` a line, written as runs finish
-    columns/<run_id>/examples.parquet   id, label, grade, prediction, exit_layer: one row for each dev example
+    columns/<run_id>/examples.parquet   id, label, length, grade, prediction, exit_layer: one row for each dev example
     columns/<run_id>/timings.parquet    repeat, batch, rows, seconds: one row for each timed batch
     recordings/<recording_id>/exits.npz logits [exits, N, C] of every kept exit, per split, shared by many runs
 
@@ -192,7 +192,7 @@ def read_columns(path: Path, names: Iterable[str] | None = None) -> dict[str, np
 
 
 def examples_path(folder: Path, run_id: str) -> Path:
-    """Where a run's predictions are: id, label, grade (synthetic tasks), prediction, exit_layer."""
+    """Where a run's predictions are: id, label, length (tokens), grade (synthetic), prediction, exit_layer."""
     return folder / "columns" / run_id / "examples.parquet"
 
 

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -144,7 +144,7 @@ def _measure_shape(
             continue
         _save_recording(session, mine, recorded)
         for run in mine:
-            _replay_and_build(session, run, recorded, worker, timed)
+            _replay_and_build(session, run, recorded, encoded["dev"].lengths, worker, timed)
         for index, run in enumerate(run for run in mine if run.built is not None):
             run.index = index
     _time(session, shape, len(timed), workers, [run for run in runs if run.error is None])
@@ -163,7 +163,8 @@ def _measure_shape(
             failed.append(record)
         append_record(session.output, record)
     for worker in workers.values():
-        worker("forget_runs")
+        with suppress(WorkerError):  # it is dead, or never opened: its runs say so
+            worker("forget_runs")
     return failed
 
 
@@ -181,7 +182,12 @@ def _save_recording(session: Session, runs: list[_Measured], recorded: dict[str,
 
 
 def _replay_and_build(
-    session: Session, run: _Measured, recorded: dict[str, np.ndarray], worker: Worker, timed: list[int]
+    session: Session,
+    run: _Measured,
+    recorded: dict[str, np.ndarray],
+    lengths: np.ndarray,
+    worker: Worker,
+    timed: list[int],
 ) -> None:
     """Scores and exits by replay, the live program, and how well the two agree on the timed rows."""
     spec, layers = run.spec, session.checkpoint.network.num_layers
@@ -204,7 +210,7 @@ def _replay_and_build(
             run.scores[split] = session.task.metrics(rows.labels, predictions)
         run.exit_counts[split] = np.bincount(answer.exit_layer, minlength=layers + 1)[1:].tolist()
         if split == "dev":
-            run.examples = {"id": rows.ids, "label": rows.labels, "prediction": predictions}
+            run.examples = {"id": rows.ids, "label": rows.labels, "length": lengths, "prediction": predictions}
             run.examples |= {"exit_layer": answer.exit_layer} | ({} if rows.grade is None else {"grade": rows.grade})
     run.parity = _parity(run, replayed["dev"], timed, session.task.regression)
 

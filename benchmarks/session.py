@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from benchmarks.environment import toolchain
 from benchmarks.records import Calibration, CheckpointInfo
-from benchmarks.suite import SMOKE_ROWS, RunSpec, Suite, expand, layers_of
+from benchmarks.suite import SMOKE_ROWS, RunSpec, Suite, expand, layers_of, nothing_to_run, selected
 from models.checkpoints import Checkpoint, load_checkpoint
 from models.config import UserError
 from models.tasks import Task, TaskData
@@ -61,29 +63,30 @@ def sessions(
     """Load data and checkpoints (training what is missing), one session after the other.
 
     Raises:
-        UserError: whatever is wrong with data, checkpoint or products; nothing is measured before that is known.
+        UserError: whatever is wrong with data, checkpoint or products, or no run is left.
     """
     planned = [(task, spec, layers_of(spec)) for task in suite.tasks for spec in suite.checkpoints]
     for task, _, num_layers in planned:  # refuse products that cannot run before hours of training
         expand(suite, task, "", num_layers)
     for engine in suite.engines:
         engine.check()
-    for task, spec, _ in planned:
+    any_runs = False
+    for task, spec, num_layers in planned:
         data = task.load(location, suite.seed)
-        if spec.folder is not None:
-            folder = Path(spec.folder)
-        else:
-            training = spec.training(task, suite.seed)
-            folder = checkpoints / training.folder_name(data.data_hash)
+        training = None if spec.folder is not None else spec.training(task, suite.seed)
+        folder = checkpoints / training.folder_name(data.data_hash) if training else Path(spec.folder or "")
+        runs = selected(expand(suite, task, folder.name, num_layers), only)
+        if not runs:
+            continue
+        any_runs = True
+        if training is not None:
             fine_tune(training, data, folder)
         checkpoint = load_checkpoint(folder)
         _check_fits(task, folder, checkpoint)
-        if smoke:
-            data = _few(data)
-        runs = expand(suite, task, folder.name, checkpoint.network.num_layers)
-        runs = [run for run in runs if only is None or only in run.case]
         say(f"{task.name}: {folder.name}, {len(runs)} runs")
-        yield Session(suite, task, data, folder, checkpoint, runs, output)
+        yield Session(suite, task, _few(data) if smoke else data, folder, checkpoint, runs, output)
+    if not any_runs:
+        raise nothing_to_run(suite, only)
 
 
 def _few(data: TaskData) -> TaskData:
@@ -99,6 +102,8 @@ def _check_fits(task: Task, folder: Path, checkpoint: Checkpoint) -> None:
             f"checkpoint {str(folder)!r} was trained on task {trained_on['kind']!r} with "
             f"{checkpoint.network.num_labels} labels; the suite measures {task.name!r} with {task.num_labels}"
         )
+    if not all(torch.isfinite(parameter).all() for parameter in checkpoint.network.parameters()):
+        raise UserError(f"checkpoint {str(folder)!r} holds weights that are NaN or infinite: train it again")
 
 
 def max_length(session: Session) -> int:

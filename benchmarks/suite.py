@@ -269,7 +269,7 @@ def read_suite(path: Path) -> Suite:
         known = [str(p) for p in sorted(Path("yaml_configs/suites").glob("*.yaml"))]
         raise UserError(f"suite {str(path)!r} does not exist{nearest(path, known)} (known: {', '.join(known)})")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.safe_load(path.read_bytes())
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
@@ -307,7 +307,7 @@ def layers_of(spec: CheckpointSpec) -> int:
 
         try:
             return json.loads((Path(name) / "config.json").read_text())["backbone"]["num_hidden_layers"]
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"checkpoint folder {name!r} has no readable config.json: give one that has") from error
     try:
         return AutoConfig.from_pretrained(resolve_name(name)).num_hidden_layers
@@ -327,7 +327,7 @@ def expand(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> list[R
     Raises:
         UserError: a product that cannot run, unless the suite skips those.
     """
-    runs = []
+    runs: dict[str, RunSpec] = {}  # by case: what is named twice, such as `all` and every layer, is measured once
     axes = itertools.product(suite.recipes, suite.engines, suite.shapes, suite.exits, suite.policies)
     for recipe, engine, shape, exits, policy in axes:
         fixed = isinstance(policy, Fixed)
@@ -345,8 +345,20 @@ def expand(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> list[R
             kept = tuple(range(1, num_layers + 1)) if exits == "all" else tuple(exits)
         run = RunSpec(task, checkpoint, recipe, engine, exits != "none", kept, policy, shape)
         if not any(fnmatch(run.case, pattern) for pattern in suite.exclude):
-            runs.append(run)
-    return runs
+            runs.setdefault(run.case, run)
+    return list(runs.values())
+
+
+def selected(runs: list[RunSpec], only: str | None) -> list[RunSpec]:
+    """The runs whose case contains `only`."""
+    return [run for run in runs if only is None or only in run.case]
+
+
+def nothing_to_run(suite: Suite, only: str | None) -> UserError:
+    """What to say when no run is left."""
+    if only is not None:
+        return UserError(f"--only {only!r} is in no case of suite {suite.name}; --dry-run prints the cases")
+    return UserError(f"suite {suite.name} has no run left: give policies that fit its exits, or exclude less")
 
 
 def _unsupported(task: Task, policy: Policy, exits: str | list[int], num_layers: int) -> str | None:

@@ -115,8 +115,8 @@ class _Service:
             size = len(batch["input_ids"])
             ready.batches.append((batch, policy.dials(np.arange(position, position + size))))
             position += size
-        self.runs.append(ready)
         outputs, warmup_seconds = self._warm_up(ready)
+        self.runs.append(ready)  # last: the runner counts the runs that were built
         return Built(program.kind, program.precision, program.size_bytes, build_seconds, warmup_seconds, outputs)
 
     def _policy(self, run: RunSpec) -> Any:

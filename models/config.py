@@ -1,7 +1,8 @@
 """What every configuration in ExitBench is made of: strict, frozen, inert data, and one kind of user error."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -29,7 +30,7 @@ class Config(BaseModel):
             allowed = [field.alias or name for name, field in cls.model_fields.items()]
             for key in data:
                 if key not in allowed and key not in cls.model_fields:
-                    raise PydanticCustomError("unknown_key", "{text}", {"text": _unknown("key", key, allowed)})
+                    raise PydanticCustomError("unknown_key", "{text}", {"text": unknown("key", key, allowed)})
         return data
 
 
@@ -39,24 +40,44 @@ def nearest(value: object, allowed: Iterable[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def _unknown(what: str, value: object, allowed: Iterable[str]) -> str:
+def unknown(what: str, value: object, allowed: Iterable[str]) -> str:
+    """`unknown WHAT 'value'; allowed: ...`, with the nearest match."""
     allowed = list(allowed)
     return f"unknown {what} {value!r}; allowed: {', '.join(allowed)}{nearest(value, allowed)}"
 
 
-def explain(error: ValidationError, source: str) -> UserError:
-    """The first problem of a validation error as one line: where, what, what is allowed."""
+def explain(
+    error: ValidationError, source: str, key_path: Callable[[Any], Iterable[str | int]] = lambda problem: problem["loc"]
+) -> UserError:
+    """The first problem of a validation error as one line: where, what, what is allowed.
+
+    Args:
+        error: what pydantic found.
+        source: what was read, such as a file name.
+        key_path: where one of pydantic's error details lies in the source, if not where pydantic says.
+    """
     first = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in first["loc"]) or "top level"
-    context = first.get("ctx", {})
+    path = ".".join(str(part) for part in key_path(first)) or "top level"
+    context, given = first.get("ctx", {}), first["input"]
     if first["type"] == "union_tag_invalid":
-        tags = [tag.strip().strip("'") for tag in str(context["expected_tags"]).split(",")]
-        problem = _unknown("kind", context["tag"], tags)
+        problem = unknown("kind", context["tag"], _quoted(context["expected_tags"]))
+    elif first["type"] == "literal_error":
+        problem = f"{_lower(first['msg'])}, found {given!r}{nearest(given, _quoted(context['expected']))}"
     elif first["type"] == "unknown_key":
         problem = first["msg"]
     elif first["type"] == "missing":
         problem = "is required; add it"
+    elif first["type"] == "union_tag_not_found":
+        problem = f"kind: is required; add it to {given!r}"
     else:
-        problem = f"{first['msg'][:1].lower()}{first['msg'][1:]}, found {first['input']!r}"
+        problem = f"{_lower(first['msg'].removeprefix('Value error, '))}, found {given!r}"
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return UserError(f"{source}: {path}: {problem}{more}")
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"'([^']*)'", text)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

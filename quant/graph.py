@@ -14,7 +14,7 @@ Dials are inputs, so changing a threshold compiles nothing. The saved IR runs in
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -34,13 +34,6 @@ class OpenVinoSegments:
     embeddings: ov.Model
     layers: list[ov.Model]
     exits: list[ov.Model]
-
-
-class _Answer(NamedTuple):
-    """What a stage answers for its rows: logits [n, C] and exit layer [n]."""
-
-    logits: Any
-    exit_layer: Any
 
 
 def splice(model: ov.Model, *sources: Any) -> list[Any]:
@@ -67,6 +60,11 @@ def _run_layers(segments: OpenVinoSegments, hidden: Any, mask: Any, first: int, 
 
 def _model(results: list[Any], parameters: list[Any], name: str) -> ov.Model:
     return ov.Model(results, parameters, name)  # pyright: ignore[reportGeneralTypeIssues]  (OpenVINO's own stubs)
+
+
+def _index(*values: int) -> Any:
+    """An int64 constant: a scalar, or an array where several are given."""
+    return ov_ops.constant(np.array(values if len(values) > 1 else values[0], np.int64))
 
 
 def _parameter_like(source: Any) -> Any:
@@ -111,7 +109,9 @@ def exit_model(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int])
     dial_outputs = {name: dial.output(0) for name, dial in dials.items()}
     state = policy.start(OpenVinoOps(), hidden, dial_outputs)
     answer = _stage(segments, policy, list(exits), 0, hidden, mask, state, dial_outputs)
-    results = [_named(answer.logits, LOGITS), _named(answer.exit_layer, EXIT_LAYER)]
+    logits, exit_layer = ov_ops.variadic_split(answer, _index(1), _index(-1, 1)).outputs()
+    exit_layer = ov_ops.convert(ov_ops.squeeze(exit_layer, _index(1)), "i64").output(0)
+    results = [_named(logits, LOGITS), _named(exit_layer, EXIT_LAYER)]
     return _model(results, [*parameters, *dials.values()], "early_exit")
 
 
@@ -124,26 +124,30 @@ def _stage(
     mask: Any,
     state: Any,
     dials: dict[str, Any],
-) -> _Answer:
-    """Run from after layer `previous` to the first of `exits`, and on from there for the rows that stay."""
+) -> Any:
+    """Run from after layer `previous` to the first of `exits`, and on from there for the rows that stay.
+
+    Answers [n, C + 1]: each row's logits and, as a last column, the layer it left at. One array costs half the nodes of
+    two, and nodes are what an exit costs on short inputs.
+    """
     ops, layer = OpenVinoOps(), exits[0]
     hidden = _run_layers(segments, hidden, mask, previous + 1, layer)
     (logits,) = splice(segments.exits[layer - 1], hidden, mask)
-    exit_layer = ov_ops.broadcast(ov_ops.constant(np.int64(layer)), ops.rows_of(logits)).output(0)
+    layer_column = ov_ops.constant(np.float32(layer))
+    answer = ov_ops.pad(logits, _index(0, 0), _index(0, 1), "constant", layer_column).output(0)
     if len(exits) == 1:
-        return _Answer(logits, exit_layer)
+        return answer
     done, state = policy.step(ops, layer, logits, state, dials)
     stays = ov_ops.logical_not(done)
-    rows = ov_ops.squeeze(ov_ops.non_zero(stays, output_type="i64"), ov_ops.constant(np.int64(0))).output(0)
-    any_stays = ov_ops.reduce_logical_or(stays, ov_ops.constant(np.int64(0)))
+    rows = ov_ops.squeeze(ov_ops.non_zero(stays, output_type="i64"), _index(0)).output(0)
+    any_stays = ov_ops.reduce_logical_or(stays, _index(0))
 
-    outer = {"hidden": hidden, "mask": mask, "rows": rows, "logits": logits, "exit_layer": exit_layer}
+    outer = {"hidden": hidden, "mask": mask, "rows": rows, "answer": answer}
     outer |= {f"state_{i}": array for i, array in enumerate(state)} | {f"dial_{name}": d for name, d in dials.items()}
     inner = {name: _parameter_like(source) for name, source in outer.items()}
-    zero = ov_ops.constant(np.int64(0))
 
     def kept(name: str) -> Any:
-        return ov_ops.gather(inner[name], inner["rows"], zero).output(0)
+        return ov_ops.gather(inner[name], inner["rows"], _index(0)).output(0)
 
     deeper = _stage(
         segments,
@@ -155,18 +159,14 @@ def _stage(
         type(state)(*(kept(f"state_{i}") for i in range(len(state)))),
         {name: inner[f"dial_{name}"].output(0) for name in dials},
     )
-    then_results = [
-        ov_ops.result(ov_ops.scatter_update(inner[name], inner["rows"], source, zero))
-        for name, source in (("logits", deeper.logits), ("exit_layer", deeper.exit_layer))
-    ]
-    else_parameters = {name: _parameter_like(outer[name]) for name in ("logits", "exit_layer")}
-    else_results = [ov_ops.result(else_parameters[name]) for name in ("logits", "exit_layer")]
-    branch: Any = ov_ops.if_op(any_stays.output(0))
+    merged = ov_ops.result(ov_ops.scatter_update(inner["answer"], inner["rows"], deeper, _index(0)))
+    unchanged = _parameter_like(answer)
+    left = ov_ops.result(unchanged)
     # A policy may leave a dial or a state unread in the deeper stages; an unused parameter is not declared.
     used = {name: p for name, p in inner.items() if p.output(0).get_target_inputs()}
-    branch.set_then_body(_model(then_results, list(used.values()), f"stay_after_{layer}"))
-    branch.set_else_body(_model(else_results, list(else_parameters.values()), f"leave_at_{layer}"))
-    for name, source in outer.items():
-        if name in used or name in else_parameters:
-            branch.set_input(source, used.get(name), else_parameters.get(name))
-    return _Answer(*(branch.set_output(a, b) for a, b in zip(then_results, else_results, strict=True)))
+    branch: Any = ov_ops.if_op(any_stays.output(0))
+    branch.set_then_body(_model([merged], list(used.values()), f"stay_after_{layer}"))
+    branch.set_else_body(_model([left], [unchanged], f"leave_at_{layer}"))
+    for name, parameter in used.items():
+        branch.set_input(outer[name], parameter, unchanged if name == "answer" else None)
+    return branch.set_output(merged, left)

@@ -50,6 +50,9 @@ EXITS = {
     "exit_counts": "dev rows that left at layers 1..L",
     "mean_exit_layer": "mean layer at which dev rows leave, counted from 1",
     "layer_saving": "1 - mean_exit_layer / L",
+    "grade_exit_correlation": "Spearman correlation of difficulty grade and exit layer within equal lengths",
+    "grade_exit_correlation_low": "lower end of its 95 % bootstrap interval",
+    "grade_exit_correlation_high": "upper end of it",
 }
 
 SPEED = {

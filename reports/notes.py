@@ -22,6 +22,7 @@ def header_notes(runs: Runs, rows: list[Row]) -> list[str]:
         *_checkpoints(records),
         *_calibration(records),
         *_baselines(runs, rows),
+        *_grades(rows),
         *_parity(rows),
         *_timing_only(rows),
     ]
@@ -93,9 +94,17 @@ def _scores(rows: list[Row]) -> list[str]:
 def _checkpoints(records: list[RunRecord]) -> list[str]:
     known = {record.checkpoint.name: record.checkpoint for record in records if record.checkpoint is not None}
     return [
-        f"Checkpoint {info.name}: {info.method} on {info.family} ({info.backbone}), {info.num_layers} layers."
+        f"Checkpoint {info.name}: {info.method}{_options(info.method_options)} on {info.family} ({info.backbone}), "
+        f"{info.num_layers} layers, fine-tuned in {info.trained_seconds:.0f} s (seed {info.seed})."
         for info in known.values()
     ]
+
+
+def _options(options: dict[str, Any]) -> str:
+    """What a method was told beyond its name; stages' own settings stay in the record."""
+    told = [f"{name} {value}" for name, value in options.items() if isinstance(value, str)]
+    told += ["self-distillation"] if options.get("distillation") else []
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _calibration(records: list[RunRecord]) -> list[str]:
@@ -120,6 +129,21 @@ def _baselines(runs: Runs, rows: list[Row]) -> list[str]:
                 group = f"{row['model'] or row['task']}, session {row['session']}"
                 lines.setdefault(group, []).append(what)
     return [f"Baselines of {group}, per example: {'; '.join(dict.fromkeys(named))}." for group, named in lines.items()]
+
+
+def _grades(rows: list[Row]) -> list[str]:
+    """Where rows carry a difficulty grade: whether harder ones stay longer."""
+    graded = [row for row in rows if row["grade_exit_correlation"] is not None]
+    if not graded:
+        return []
+    lowest = min(graded, key=lambda row: row["grade_exit_correlation_low"])
+    above = sum(row["grade_exit_correlation_low"] > 0 for row in graded)
+    values = sorted(row["grade_exit_correlation"] for row in graded)
+    return [
+        f"Difficulty grade and exit layer, Spearman within equal lengths: {values[0]:.2f} to {values[-1]:.2f}, with the "
+        f"95 % interval above 0 in {above} of {len(graded)} early-exit runs (lowest end "
+        f"{lowest['grade_exit_correlation_low']:.2f}: {describe(lowest)})."
+    ]
 
 
 def _parity(rows: list[Row]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.records import RunRecord, read_records
-from benchmarks.statistics import proportion_interval
+from benchmarks.records import RunRecord, examples_path, read_columns, read_records
+from benchmarks.statistics import proportion_interval, rank_correlation_interval
 from reports import labels
 from reports.baselines import find_baselines
 from reports.columns import COLUMNS, METRIC_PREFIX
@@ -41,7 +41,8 @@ def load_runs(folder: Path) -> Runs:
     records = sorted(read_records(folder), key=labels.sort_key)
     read = {record.run_id: read_timings(folder, record.run_id) for record in records if record.status == "ok"}
     timings = {run_id: timed for run_id, timed in read.items() if timed is not None}
-    return Runs(_rows(records, timings), {record.run_id: record for record in records}, timings)
+    rows = [row | _grades(folder, row) for row in _rows(records, timings)]
+    return Runs(rows, {record.run_id: record for record in records}, timings)
 
 
 def _rows(records: list[RunRecord], timings: dict[str, Timings]) -> list[Row]:
@@ -129,6 +130,19 @@ def _exits(record: RunRecord) -> Row:
         mean = float(record.exits[-1])  # without exits, every row leaves where the network ends
     saving = None if mean is None or layers is None else 1 - mean / layers
     return {"exit_counts": counts, "mean_exit_layer": mean, "layer_saving": saving}
+
+
+def _grades(folder: Path, row: Row) -> Row:
+    """Do harder rows stay longer? Only for early exits of tasks whose rows carry a grade."""
+    path = examples_path(folder, row["run_id"])
+    if row["role"] != "early exit" or not path.exists():
+        return {}
+    columns = read_columns(path)
+    if "grade" not in columns or "length" not in columns:
+        return {}
+    found = rank_correlation_interval(columns["length"], columns["grade"], columns["exit_layer"])
+    name = "grade_exit_correlation"
+    return {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def _parity(record: RunRecord) -> Row:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import Any, get_args
 
 import numpy as np
@@ -99,7 +100,7 @@ def leaves_patience(policy: Patience, seen: np.ndarray, layers: list[int], row: 
             return bool(np.abs(one[0] - other[0]) < np.float32(policy.regression_threshold))
         return int(np.argmax(one)) == int(np.argmax(other))
 
-    pairs = list(zip(seen[:-1], seen[1:], strict=True))
+    pairs = list(pairwise(seen))
     return 0 < policy.patience <= len(pairs) and all(same(a, b) for a, b in pairs[-policy.patience :])
 
 
@@ -315,6 +316,7 @@ def test_broken_logits_are_refused(policy: Any, broken: float):
         {"kind": "patience", "patience": -1},
         {"kind": "patience", "patience": 1.5},
         {"kind": "patience", "patience": 1, "regression_threshold": 0.0},
+        {"kind": "patience", "patience": 1, "regression_threshold": math.inf},  # would leave at the first exit
         {"kind": "entropy", "threshold": -0.1},
         {"kind": "entropy", "threshold": math.nan},
         {"kind": "entropy", "threshold": "0.1"},
@@ -339,8 +341,8 @@ def compiled_steps(kind: type, layers: int, classes: int) -> Callable[[dict[str,
     ops = OpenVinoOps()
     example = {Fixed: Fixed(), Patience: Patience(patience=1), Imposed: Imposed(exit_layers=[1])}
     policy = example.get(kind) or kind(threshold=0.5)
-    logits = [ov_ops.parameter([-1, classes], np.float32, name=f"logits_{i}") for i in range(layers)]
-    dials = {
+    logits: list[Any] = [ov_ops.parameter([-1, classes], np.float32, name=f"logits_{i}") for i in range(layers)]
+    dials: dict[str, Any] = {
         name: ov_ops.parameter([-1] * value.ndim, np.float32, name=name)
         for name, value in policy.dials(np.arange(1)).items()
     }
@@ -351,10 +353,11 @@ def compiled_steps(kind: type, layers: int, classes: int) -> Callable[[dict[str,
     for i in range(layers):
         done, state = policy.step(ops, i + 1, logits[i].output(0), state, dial_outputs)
         outputs |= {f"{name}_{i}": output for name, output in {"done": done, **state._asdict()}.items()}
-    unread = [parameter for parameter in (*logits, *dials.values()) if not parameter.output(0).get_target_inputs()]
+    inputs: list[Any] = [*logits, *dials.values()]
+    unread = [parameter for parameter in inputs if not parameter.output(0).get_target_inputs()]
     # The model takes no parameter that nothing reads.
-    results = [ov_ops.result(output) for output in (*outputs.values(), *unread)]
-    model = ov.Model(results, [*logits, *dials.values()], "steps")
+    results: list[Any] = [ov_ops.result(output) for output in (*outputs.values(), *unread)]
+    model = ov.Model(results, inputs, "steps")
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     request = ov.Core().compile_model(model, "CPU", options).create_infer_request()
 

@@ -52,10 +52,11 @@ POLICIES: list[Any] = [
     Confidence(threshold=0.7),
     Imposed(exit_layers=[1, 3, 2, 3]),
 ]
-# A row may leave or answer otherwise than replayed only where its decision was this close to turning. Programs in
-# float32 and in INT8 (whose scales are fixed) differ in the last bits; bfloat16 keeps 8 bits wherever a kernel ends, and
-# kernels end elsewhere in another program.
-EPSILON = {"float32": 1e-4, "bfloat16": 0.2, "int8_static": 1e-3}
+# A row may leave or answer otherwise than replayed only where its decision was this close to turning, and its logits
+# may differ by as much as below. Programs in float32 and in INT8 (whose scales are fixed) differ in the last bits;
+# bfloat16 keeps 8 bits wherever a kernel ends, and in another program kernels end elsewhere.
+EPSILON = {"float32": 1e-4, "bfloat16": 0.1, "int8_static": 1e-3}
+LOGITS_TOLERANCE = {"float32": 5e-5, "bfloat16": 0.4, "int8_static": 5e-4}
 
 
 class Case(NamedTuple):
@@ -65,18 +66,23 @@ class Case(NamedTuple):
     num_labels: int = 3
 
     @property
+    def network(self) -> tiny.MultiExitNetwork:
+        """The same for all recipes."""
+        return network(self.family, self.exits.pooling, self.exits.pooler, self.num_labels)
+
+    @property
     def name(self) -> str:
         """For test ids."""
         parts = [self.family, self.exits.pooler, self.exits.pooling, self.recipe]
         return "-".join([*parts, "regression"] if self.num_labels == 1 else parts)
 
 
-# Both methods' exits, and both poolings, in every family and recipe; in BERT's float recipes all four structures.
+# Both methods' exits, and both poolings, in every family and recipe; in BERT's float32 all four structures.
 DIAGONAL = [ExitsConfig(pooling="first_token", pooler="shared"), ExitsConfig(pooling="mean", pooler="per_exit")]
 OTHERS = [ExitsConfig(pooling="first_token", pooler="per_exit"), ExitsConfig(pooling="mean", pooler="shared")]
 CASES = [Case(*which) for which in product(tiny.FAMILIES, DIAGONAL, RECIPES)]
 CASES += [Case("bert", exits, "float32") for exits in OTHERS]
-CASES += [Case(family, tiny.PABEE, "float32", num_labels=1) for family in ("bert", "albert")]
+CASES += [Case("roberta", tiny.PABEE, "float32", num_labels=1)]
 
 
 def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,11 +124,11 @@ def body(family: str) -> PreTrainedModel:
 
 
 @cache
-def network(family: str, exits: ExitsConfig, num_labels: int) -> tiny.MultiExitNetwork:
+def network(family: str, pooling: Any, pooler: Any, num_labels: int) -> tiny.MultiExitNetwork:
     """Two different exits, the first of them once more at the end."""
-    made = tiny.with_exits(body(family), exits, num_labels)
+    made = tiny.with_exits(body(family), ExitsConfig(pooling=pooling, pooler=pooler), num_labels)
     made.classifiers[-1] = made.classifiers[0]
-    if exits.pooler == "per_exit":
+    if pooler == "per_exit":
         made.poolers[-1] = made.poolers[0]
     return made
 
@@ -133,8 +139,7 @@ class Bench:
     def __init__(self, case: Case):
         self.case, self.rows = case, tiny.encoded(ROWS, seed=3)
         calibration = tiny.batches(tiny.encoded(8, seed=4), 1, case.family)
-        made = network(case.family, case.exits, case.num_labels)
-        self.segments = apply_recipe(RECIPES[case.recipe], made, calibration)
+        self.segments = apply_recipe(RECIPES[case.recipe], case.network, calibration)
         self.sessions = {name: engine.open(self._segments_for(name), 1) for name, engine in ENGINES.items()}
         self.programs: dict[Any, Program] = {}
         self.recordings: dict[str, np.ndarray] = {}
@@ -192,11 +197,9 @@ def differing(bench: Bench, engine: str, policy: Any, size: int, exits: list[int
     assert live.logits.shape == expected.logits.shape
     differ = (live.exit_layer != expected.exit_layer) | (labels(live.logits) != labels(expected.logits))
     epsilon = EPSILON[bench.case.recipe]
-    if differ.any(): MARGINS[bench.case.recipe]=max(MARGINS.get(bench.case.recipe,0), float(expected.margin[differ].max()))
-    MARGINS["d"+bench.case.recipe]=max(MARGINS.get("d"+bench.case.recipe,0), float(abs(live.logits[~differ]-expected.logits[~differ]).max()))
     assert (expected.margin[differ] < epsilon).all(), (engine, policy, size, expected.margin[differ])
-    # A margin is a difference of two logits, each of which may have moved.
-    np.testing.assert_allclose(live.logits[~differ], expected.logits[~differ], atol=epsilon, rtol=0)
+    moved = LOGITS_TOLERANCE[bench.case.recipe]
+    np.testing.assert_allclose(live.logits[~differ], expected.logits[~differ], atol=moved, rtol=0)
     return differ
 
 
@@ -205,7 +208,6 @@ def bench(request: pytest.FixtureRequest) -> Bench:
     return Bench(request.param)
 
 
-MARGINS={}
 COMPARED: Counter[str] = Counter()
 DIFFERING: Counter[str] = Counter()
 LEFT: Counter[int] = Counter()
@@ -226,8 +228,8 @@ def test_engines_agree_with_each_other(bench: Bench):
     np.testing.assert_allclose(bench.recorded("eager"), bench.recorded("graph"), atol=bound, rtol=0)
     if bench.case.recipe == "float32":
         inputs = tiny.batch(bench.rows, range(ROWS), bench.case.family)
-        made = network(bench.case.family, bench.case.exits, bench.case.num_labels)
-        np.testing.assert_allclose(tiny.all_logits(made, inputs), bench.recorded("graph"), atol=5e-5, rtol=0)
+        expected = tiny.all_logits(bench.case.network, inputs)
+        np.testing.assert_allclose(expected, bench.recorded("graph"), atol=5e-5, rtol=0)
 
 
 def test_without_exits(bench: Bench):
@@ -238,8 +240,8 @@ def test_without_exits(bench: Bench):
         for size in (1, 8):
             outputs = [program.run(inputs, {}) for inputs in bench.batches(size)]
             logits = np.concatenate([output.logits for output in outputs])
-            expected, epsilon = bench.recorded(engine)[layer - 1], EPSILON[bench.case.recipe]
-            np.testing.assert_allclose(logits, expected, atol=epsilon / 2, rtol=0)
+            expected, moved = bench.recorded(engine)[layer - 1], LOGITS_TOLERANCE[bench.case.recipe]
+            np.testing.assert_allclose(logits, expected, atol=moved, rtol=0)
             assert all((output.exit_layer == layer).all() for output in outputs)
 
 
@@ -258,7 +260,7 @@ def test_enough_was_compared_and_next_to_nothing_differs():
     """Closes the tests above (it passes over what was not run): rows left everywhere, and few stand near a margin."""
     if set(COMPARED) != set(RECIPES):
         return
-    print({recipe: f"{DIFFERING[recipe]} of {COMPARED[recipe]}" for recipe in RECIPES}, dict(LEFT), MARGINS)
+    print({recipe: f"{DIFFERING[recipe]} of {COMPARED[recipe]}" for recipe in RECIPES}, dict(LEFT))
     assert set(LEFT) == set(EXITS)
     assert min(LEFT.values()) > 0.15 * sum(LEFT.values())
     assert DIFFERING["float32"] <= 0.001 * COMPARED["float32"]

@@ -74,6 +74,7 @@ def spread(made: MultiExitNetwork) -> None:
     rows = encoded(64, seed=7)
     logits = made(**tensors(batch(rows, range(len(rows)), config.model_type)))
     for classifier, given in zip(made.classifiers, logits, strict=True):
+        assert isinstance(classifier, nn.Linear)
         centre = given.mean(dim=0)
         scale = 2.0 / (given - centre).std()
         classifier.weight.mul_(scale)
@@ -123,7 +124,7 @@ def all_logits(given: MultiExitNetwork, inputs: dict[str, np.ndarray]) -> np.nda
 
 def task(**changes: Any) -> SyntheticTask:
     """The generated task with next to no rows."""
-    sizes = {"fit_rows": 64, "select_rows": 16, "tune_rows": 8, "dev_rows": 8}
+    sizes: dict[str, Any] = {"fit_rows": 64, "select_rows": 16, "tune_rows": 8, "dev_rows": 8}
     return SyntheticTask(kind="synthetic", **(sizes | changes))
 
 

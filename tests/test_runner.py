@@ -1,0 +1,509 @@
+"""The runner: one small suite measured for real, what it leaves on disk, and what becomes of broken combinations."""
+
+import errno
+import hashlib
+import itertools
+import logging
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter
+
+import benchmarks.runner as runner
+from benchmarks.__main__ import main
+from benchmarks.records import (
+    RunRecord,
+    append_record,
+    examples_path,
+    read_columns,
+    read_records,
+    recording_path,
+    timings_path,
+)
+from benchmarks.session import run_id, sessions
+from benchmarks.suite import RunSpec, Shape, Suite, TimingConfig, expand, read_suite
+from benchmarks.worker import Built, Worker, WorkerError, _Service
+from models.policies import Entropy, Fixed, Policy, replay
+from models.tasks import TaskData
+from quant.engine import OpenVino
+from quant.engines.openvino import OpenVinoSession
+from quant.programs import ExitOutput
+from quant.recipes import Bfloat16, Float32, Int8Static, calibration_indices
+from tests import suites
+from tests.workers import DeadWorker, ThreadWorker
+
+DEV_ROWS, TIMED_ROWS, REPEATS = 40, 10, 2
+AXES: dict[str, Any] = {
+    "recipes": ["float32", {"kind": "int8_static", "calibration_rows": 8}],
+    "policies": [
+        "full_depth",
+        {"kind": "fixed", "layer": 1},
+        {"kind": "patience", "patience": 1},
+        {"kind": "entropy", "threshold": [0.5, 0.65]},
+    ],
+    "shapes": [{"batch_size": [1, 4], "threads": 1}],
+    "timing": {"rows": TIMED_ROWS, "repeats": REPEATS, "block_rows": 4},
+}
+
+
+class Measured(NamedTuple):
+    """A suite after `run`: its file, its checkpoints and its output."""
+
+    path: Path
+    suite: Suite
+    checkpoints: Path
+    output: Path
+
+    def run(self, output: Path, *more: str) -> int:
+        """The same suite into another folder, or with other options."""
+        return main(["run", str(self.path), "--checkpoints", str(self.checkpoints), "--output", str(output), *more])
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    """Trained for a few steps, quantized, measured by real worker processes."""
+    folder = tmp_path_factory.mktemp("measured")
+    path = suites.write(folder, **AXES)
+    made = Measured(path, read_suite(path), folder / "checkpoints", folder / "output")
+    assert made.run(made.output) == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def records(measured: Measured) -> list[RunRecord]:
+    return read_records(measured.output)
+
+
+@pytest.fixture(scope="module")
+def data(measured: Measured) -> TaskData:
+    return measured.suite.tasks[0].load(None, measured.suite.seed)
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers in this process."""
+    monkeypatch.setattr(runner, "Worker", ThreadWorker)
+
+
+# What a run leaves on disk
+
+
+def test_every_case_has_its_record(measured: Measured, records: list[RunRecord]):
+    (folder,) = measured.checkpoints.iterdir()
+    expected = expand(measured.suite, measured.suite.tasks[0], folder.name, 2)
+    assert Counter(record.case for record in records) == Counter(run.case for run in expected)
+    assert len(records) == 2 * 2 * (4 + 2)
+    assert [(record.status, record.error) for record in records] == [("ok", None)] * len(records)
+    assert len({record.run_id for record in records}) == len(records)
+
+
+def test_records_say_what_ran(records: list[RunRecord]):
+    for record in records:
+        int8 = record.recipe["kind"] == "int8_static"
+        assert record.precision == ("int8+f32" if int8 else "f32")
+        assert record.program == ("graph" if record.with_exits else "single")
+        assert record.exits == ([1, 2] if record.with_exits else [record.policy["layer"] or 2])
+        assert record.shape["threads"] == 1
+        assert (record.calibration is not None) == int8
+        assert record.size_bytes is not None
+        assert record.size_bytes > 0
+        assert record.build_seconds is not None
+        assert record.build_seconds > 0
+        assert record.checkpoint is not None
+        assert (record.checkpoint.method, record.checkpoint.family, record.checkpoint.num_layers) == (
+            "pabee",
+            "bert",
+            2,
+        )
+        assert len(record.checkpoint.select_scores) == 2
+        assert record.environment["threads"] == 1
+        assert record.split_counts["dev"] == DEV_ROWS
+
+
+def test_examples_are_the_dev_rows(measured: Measured, records: list[RunRecord], data: TaskData):
+    dev = data.splits["dev"]
+    assert dev.grade is not None
+    for record in records:
+        examples = read_columns(examples_path(measured.output, record.run_id))
+        assert set(examples) == {"id", "label", "grade", "prediction", "exit_layer"}
+        assert examples["id"].tolist() == dev.ids
+        assert np.array_equal(examples["label"], dev.labels)
+        assert np.array_equal(examples["grade"], dev.grade)
+        if not record.with_exits:
+            assert set(examples["exit_layer"]) == {record.exits[-1]}
+
+
+def test_scores_and_exits_follow_from_the_examples(measured: Measured, records: list[RunRecord], data: TaskData):
+    task = measured.suite.tasks[0]
+    majority = np.bincount(data.splits["dev"].labels).max() / DEV_ROWS
+    for record in records:
+        examples = read_columns(examples_path(measured.output, record.run_id))
+        assert task.metrics(examples["label"], examples["prediction"]) == record.scores["dev"]
+        assert np.bincount(examples["exit_layer"], minlength=3)[1:].tolist() == record.exit_counts["dev"]
+        assert set(record.scores) == set(record.exit_counts) == {"tune", "dev"}
+        assert record.majority_score == pytest.approx(majority)
+
+
+def test_timings_cover_every_repeat_and_batch(measured: Measured, records: list[RunRecord]):
+    for record in records:
+        size = record.shape["batch_size"]
+        timings = read_columns(timings_path(measured.output, record.run_id))
+        assert set(timings) == {"repeat", "batch", "rows", "seconds"}
+        batches = -(-TIMED_ROWS // size)
+        pairs = list(zip(timings["repeat"].tolist(), timings["batch"].tolist(), strict=True))
+        assert sorted(pairs) == list(itertools.product(range(REPEATS), range(batches)))
+        assert timings["rows"].sum() == REPEATS * TIMED_ROWS
+        assert (timings["seconds"] > 0).all()
+        assert record.timed_rows == TIMED_ROWS
+
+
+def test_the_recording_replays_to_the_same(measured: Measured, records: list[RunRecord], data: TaskData):
+    task, recordings = measured.suite.tasks[0], Counter(record.recording for record in records)
+    assert len(recordings) == 4  # one a recipe and shape
+    for record in records:
+        assert record.recording is not None
+        stored = np.load(recording_path(measured.output, record.recording))
+        assert stored["exits"].tolist() == [1, 2]
+        assert stored["dev"].shape == (2, DEV_ROWS, 2)
+        policy: Policy = TypeAdapter(Policy).validate_python(record.policy)
+        exits = record.exits[-1:] if isinstance(policy, Fixed) else record.exits
+        kept = [layer - 1 for layer in exits]
+        replayed = {split: replay(policy, stored[split][kept], exits) for split in ("tune", "dev")}
+        examples = read_columns(examples_path(measured.output, record.run_id))
+        assert np.array_equal(replayed["dev"].exit_layer, examples["exit_layer"])
+        assert np.array_equal(replayed["dev"].logits.argmax(-1), examples["prediction"])
+        tune = task.metrics(data.splits["tune"].labels, replayed["tune"].logits.argmax(-1))
+        assert tune == record.scores["tune"]
+
+
+def test_live_runs_agree_with_the_replay(records: list[RunRecord]):
+    for record in records:
+        assert record.parity is not None
+        assert record.parity.rows == TIMED_ROWS
+        assert record.parity.differing == record.parity.below_epsilon
+
+
+def test_rows_do_leave_early(records: list[RunRecord]):
+    """Or most of the above would hold for a program that ignores its policy."""
+    counts = np.array([record.exit_counts["dev"] for record in records if record.policy["kind"] == "entropy"])
+    assert counts.sum(axis=0).min() > 0
+
+
+def test_runs_of_a_shape_share_a_session(records: list[RunRecord]):
+    by_shape = {size: {r.session for r in records if r.shape["batch_size"] == size} for size in (1, 4)}
+    assert [len(found) for found in by_shape.values()] == [1, 1]
+    assert by_shape[1] != by_shape[4]
+
+
+def test_calibration_reads_fit(records: list[RunRecord], data: TaskData):
+    fit = data.splits["fit"]
+    rows = calibration_indices(Int8Static(calibration_rows=8), len(fit))
+    digest = hashlib.sha256("\n".join(fit.ids[row] for row in rows).encode()).hexdigest()
+    told = [record.calibration for record in records if record.calibration is not None]
+    assert len(told) == 12
+    assert all((c.split, c.rows, c.seed, c.ids_hash) == ("fit", 8, 42, digest) for c in told)
+
+
+# Resuming
+
+
+def test_a_finished_suite_is_left_as_it_is(measured: Measured, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: Any) -> None:
+        raise AssertionError("nothing is to be measured")
+
+    monkeypatch.setattr(runner, "Worker", refuse)
+    before = (measured.output / "records.jsonl").read_bytes()
+    assert measured.run(measured.output) == 0
+    assert (measured.output / "records.jsonl").read_bytes() == before
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_missing_record_has_its_session_measured_again(measured: Measured, tmp_path: Path):
+    chosen = "/float32/"
+    shutil.copytree(measured.output, tmp_path / "output")
+    path = tmp_path / "output" / "records.jsonl"
+    old = {record.run_id: record for record in read_records(path.parent)}
+    lines = path.read_bytes().splitlines(keepends=True)
+    lost = next(i for i, line in enumerate(lines) if chosen.encode() in line)
+    path.write_bytes(b"".join(lines[:lost] + lines[lost + 1 :]))
+    assert measured.run(path.parent, "--only", chosen) == 0
+    new = {record.run_id: record for record in read_records(path.parent)}
+    assert set(new) == set(old)
+    for identity, record in new.items():
+        assert record.status == "ok"
+        # A ratio needs both its sides in one session, so the whole session is new, and what was not chosen is not.
+        assert (record.session != old[identity].session) == (chosen in record.case)
+        if chosen in record.case:
+            assert (record.case, record.scores) == (old[identity].case, old[identity].scores)
+
+
+def test_run_id_names_all_that_decides_a_run(measured: Measured, monkeypatch: pytest.MonkeyPatch):
+    first, second = expand(measured.suite, measured.suite.tasks[0], "ck", 2)[:2]
+    ids = [run_id(first, "d", "c"), run_id(second, "d", "c"), run_id(first, "e", "c"), run_id(first, "d", "f")]
+    assert run_id(first, "d", "c") == ids[0]
+    monkeypatch.setattr("benchmarks.session.toolchain", lambda: {"torch": "0"})
+    assert len({*ids, run_id(first, "d", "c")}) == 5
+
+
+def test_only_what_is_asked_for_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (spec,) = suites.TINY["checkpoints"]
+    suite = suites.parse(tmp_path, checkpoints=[spec, spec | {"method": "deebert"}])
+    trained = []
+    monkeypatch.setattr("benchmarks.session.fine_tune", lambda spec, *_: trained.append(spec.method.kind))
+    # Nothing is really trained, so loading fails.
+    with pytest.raises(Exception, match="train it again"):
+        list(sessions(suite, None, tmp_path, tmp_path, "-deebert-", False, print))
+    assert trained == ["deebert"]
+
+
+# Broken combinations
+
+
+Breakage = Callable[[pytest.MonkeyPatch], str]
+
+
+def _broken_open(monkeypatch: pytest.MonkeyPatch) -> str:
+    opened = OpenVino.open
+
+    def open_float(self: OpenVino, segments: Any, threads: int) -> Any:
+        if segments.int8:
+            raise RuntimeError("no kernel\nfor this")
+        return opened(self, segments, threads)
+
+    monkeypatch.setattr(OpenVino, "open", open_float)
+    return r"RuntimeError: no kernel \(test_runner\.py:\d+\)"
+
+
+def _dead_worker(monkeypatch: pytest.MonkeyPatch) -> str:
+    def start(spec: Any, log: Path) -> Worker:
+        return DeadWorker(spec, log) if spec.recipe.kind == "int8_static" else ThreadWorker(spec, log)
+
+    monkeypatch.setattr(runner, "Worker", start)
+    return r"the worker process died \(exit code -9; -9 usually means out of memory\)"
+
+
+def _nan_logits(monkeypatch: pytest.MonkeyPatch) -> str:
+    recorded = _Service.record
+
+    def record(self: _Service, shape: Shape) -> dict[str, np.ndarray]:
+        logits = recorded(self, shape)
+        if self.spec.recipe.kind == "int8_static":
+            logits["dev"][0, 3] = np.nan
+        return logits
+
+    monkeypatch.setattr(_Service, "record", record)
+    return "recorded logits must be finite, .*"
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("breakage", [_broken_open, _dead_worker, _nan_logits])
+def test_a_broken_recipe_becomes_error_records(
+    measured: Measured,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    breakage: Any,
+):
+    message = breakage(monkeypatch)
+    assert measured.run(tmp_path, "--only", "b4-") == 1
+    found = read_records(tmp_path)
+    assert len(found) == 12
+    stderr = capsys.readouterr().err.replace("\n", " ")
+    assert "Traceback" not in stderr
+    for record in found:
+        if record.recipe["kind"] == "float32":
+            assert record.status == "ok"
+            assert len(read_columns(timings_path(tmp_path, record.run_id))["seconds"]) == REPEATS * 3
+        else:
+            assert record.status == "error"
+            assert (record.scores, record.program, record.parity) == ({}, None, None)
+            assert not examples_path(tmp_path, record.run_id).exists()
+            assert re.fullmatch(message, record.error or "")  # one line: `.` is no line end
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_mended_combination_is_measured_on_resume(
+    measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as broken:
+        broken.setattr(OpenVino, "open", lambda *_: 1 / 0)
+        assert measured.run(tmp_path, "--only", "/float32/") == 1
+    assert {record.status for record in read_records(tmp_path)} == {"error"}
+    assert measured.run(tmp_path, "--only", "/float32/") == 0
+    found = read_records(tmp_path)
+    assert [record.status for record in found] == ["ok"] * 12
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_program_that_fails_to_warm_up_leaves_the_others_alone(
+    measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And every other run is timed as itself: here each program's seconds are made to say which one it is."""
+    built = OpenVinoSession.with_exits
+
+    def with_exits(self: OpenVinoSession, policy: Policy, exits: Any) -> Any:
+        program = built(self, policy, exits)
+        return SimpleNamespace(run=_fail) if isinstance(policy, Entropy) else program
+
+    def time_block(self: _Service, index: int, first: int, last: int) -> list[float]:
+        return [len(self.runs[index].spec.case)] * (last - first)
+
+    monkeypatch.setattr(OpenVinoSession, "with_exits", with_exits)
+    monkeypatch.setattr(_Service, "time_block", time_block)
+    # Entropy before patience, so that a miscount would show.
+    suite = read_suite(measured.path)
+    policies = [*suite.policies[3:], *suite.policies[:3]]
+    monkeypatch.setattr("benchmarks.suite.read_suite", lambda _: suite.model_copy(update={"policies": policies}))
+    assert measured.run(tmp_path, "--only", "/float32/") == 1
+    for record in read_records(tmp_path):
+        if record.policy["kind"] == "entropy":
+            assert (record.status, (record.error or "").split(" (")[0]) == ("error", "ValueError: no such kernel")
+        else:
+            seconds = read_columns(timings_path(tmp_path, record.run_id))["seconds"]
+            assert set(seconds) == {len(record.case)}
+
+
+def _fail(*_: Any) -> ExitOutput:
+    raise ValueError("no such kernel")
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_run_that_fails_while_timed_leaves_the_others_alone(
+    measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    timed, calls = _Service.time_block, itertools.count()
+
+    def time_block(self: _Service, index: int, first: int, last: int) -> list[float]:
+        if index == 1 and next(calls) == 1:
+            raise MemoryError
+        return timed(self, index, first, last)
+
+    monkeypatch.setattr(_Service, "time_block", time_block)
+    assert measured.run(tmp_path, "--only", "b1-") == 1
+    found = read_records(tmp_path)
+    assert Counter(record.status for record in found) == {"ok": 11, "error": 1}
+    (failed,) = (record for record in found if record.status == "error")
+    assert (failed.error or "").startswith("MemoryError: ")
+    for record in found:
+        if record.status == "ok":
+            assert len(read_columns(timings_path(tmp_path, record.run_id))["seconds"]) == REPEATS * TIMED_ROWS
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_full_disk_ends_the_run_and_keeps_what_is_written(
+    measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    written = itertools.count()
+
+    def append(folder: Path, record: RunRecord) -> None:
+        if next(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder / "records.jsonl"))
+        append_record(folder, record)
+
+    monkeypatch.setattr(runner, "append_record", append)
+    assert measured.run(tmp_path, "--only", "/float32/") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"Error: No space left on device: {tmp_path / 'records.jsonl'}"
+    assert [record.status for record in read_records(tmp_path)] == ["ok", "ok"]
+
+
+def test_a_worker_process_tells_what_went_wrong(tmp_path: Path):
+    worker = Worker(SimpleNamespace(checkpoint=tmp_path / "nothing"), tmp_path / "logs" / "worker.log")  # pyright: ignore
+    try:
+        with pytest.raises(WorkerError, match=r"^checkpoint .* must hold config\.json and model\.safetensors"):
+            worker("opened")
+        worker.process.kill()
+        with pytest.raises(WorkerError, match=r"died \(exit code -9"):
+            worker("opened")
+    finally:
+        worker.stop()
+    assert not worker.process.is_alive()
+    assert (tmp_path / "logs" / "worker.log").exists()
+
+
+# Taking turns
+
+
+class Clock:
+    """A worker that notes when it is asked to time what."""
+
+    def __init__(self, name: str, calls: list[tuple[str, int, int]]):
+        self.name, self.calls = name, calls
+
+    def __call__(self, request: str, index: int, first: int, last: int) -> list[float]:
+        assert request == "time_block"
+        self.calls.append((self.name, index, first))
+        return [0.5] * (last - first)
+
+
+def timed(recipes: list[Any], runs_each: int, shape: Shape, timing: TimingConfig, rows: int) -> tuple[list, list]:
+    """`_time` with fake workers: the calls in their order, and the runs."""
+    calls: list[tuple[str, int, int]] = []
+    task: Any = SimpleNamespace(name="task")
+    runs = []
+    for recipe in recipes:
+        for index in range(runs_each):
+            spec = RunSpec(task, "ck", recipe, OpenVino(), True, (1, 2), Entropy(threshold=index), shape)
+            runs.append(runner._Measured(spec, f"{recipe.kind}-{index}", index=index))
+    workers: Any = {(recipe.kind, "openvino"): Clock(recipe.kind, calls) for recipe in recipes}
+    session: Any = SimpleNamespace(suite=SimpleNamespace(timing=timing))
+    runner._time(session, shape, rows, workers, runs)
+    return calls, runs
+
+
+def test_workers_take_turns_block_by_block():
+    timing = TimingConfig(rows=8, repeats=2, block_rows=4)
+    calls, _ = timed([Float32(), Bfloat16()], 1, Shape(batch_size=2), timing, rows=8)
+    assert [(name[0], first) for name, _, first in calls] == [
+        *[("f", 0), ("b", 0)],
+        *[("b", 2), ("f", 2)],  # the second block; who was last goes first
+        *[("f", 0), ("b", 0)],
+        *[("b", 2), ("f", 2)],
+    ]
+
+
+def test_nobody_goes_twice_before_all_have_been():
+    timing = TimingConfig(rows=12, repeats=3, block_rows=4)
+    calls, _ = timed([Float32(), Bfloat16()], 3, Shape(batch_size=4), timing, rows=12)
+    turns = [calls[i : i + 6] for i in range(0, len(calls), 6)]
+    assert len(turns) == 3 * 3
+    for turn in turns:
+        assert len({(name, index) for name, index, _ in turn}) == 6
+        assert len({first for *_, first in turn}) == 1
+    # Each worker's runs rotate, so that none is always the first after a change of worker.
+    leaders = Counter(index for turn in turns for name, index, _ in turn[:3:3])
+    assert set(leaders) == {0, 1, 2}
+
+
+def test_every_batch_is_timed_once_a_repeat_with_its_rows():
+    timing = TimingConfig(rows=10, repeats=2, block_rows=8)
+    _, runs = timed([Float32()], 2, Shape(batch_size=4), timing, rows=10)
+    for run in runs:
+        expected = [(repeat, batch, rows, 0.5) for repeat in (0, 1) for batch, rows in enumerate((4, 4, 2))]
+        assert sorted(run.seconds) == expected
+
+
+def test_differing_rows_are_counted_beside_the_close_ones():
+    """Parity, by hand: rows 1 and 3 differ, and only row 3 was within epsilon."""
+    spec: Any = SimpleNamespace(recipe=Float32(), policy=Entropy(threshold=0.5))
+    logits = np.array([[1.0, 0.0]] * 4, np.float32)
+    live = ExitOutput(logits.copy(), np.array([1, 2, 1, 1]))
+    live.logits[3] = [0.0, 1.0]
+    run = runner._Measured(spec, "id", built=Built("graph", "f32", 1, 0.0, 0.0, live))
+    margin = np.array([0.0, 1.0, 0.0, 1e-6], np.float32)
+    replayed = SimpleNamespace(exit_layer=np.array([1, 1, 1, 1]), logits=logits, margin=margin)
+    found = runner._parity(run, replayed, [0, 1, 2, 3], regression=False)
+    assert (found.rows, found.differing, found.below_epsilon) == (4, 2, 1)
