@@ -10,9 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import openvino as ov
 import torch
-from openvino import opset13 as ov_ops
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModel
@@ -20,8 +18,8 @@ from transformers import AutoConfig, AutoModel
 from benchmarks.environment import environment
 from models.network import ExitsConfig, MultiExitNetwork
 from models.policies import Imposed
-from quant.engines.openvino import OpenVinoSession, OpenVinoSteps
-from quant.openvino_ops import OpenVinoOps
+from quant.engines.openvino import OpenVinoSession
+from quant.graph import step_model
 from quant.programs import Inputs
 from quant.recipes import Recipe, apply_recipe
 
@@ -83,8 +81,8 @@ def measure_depths(
     whole, graph = session.without_exits(num_layers), session.with_exits(policies[0], every)
     session.stepped = True
     stepped = session.with_exits(policies[0], every)
-    steps = OpenVinoSteps(session)
-    policy_step = _policy_step(session)
+    steps = session.steps()
+    policy_step = session.compile(step_model(policies[0], num_labels=2))[0].create_infer_request()
     rows = np.arange(batch_size)
     found = []
     for length in lengths:
@@ -106,16 +104,6 @@ def measure_depths(
             assert (left == depth).all(), (depth, left)
         found.append(_costs(length, every, _interleaved(cases, repeats)))
     return found
-
-
-def _policy_step(session: OpenVinoSession) -> ov.InferRequest:
-    """The imposed policy's step compiled alone, over logits [B, 2]."""
-    logits = ov_ops.parameter([-1, 2], np.float32, name="logits")
-    policy, ops, source = Imposed(exit_layers=[1]), OpenVinoOps(), logits.output(0)
-    state = policy.start(ops, source, {"imposed_layer": ov_ops.constant(np.ones(1, np.float32)).output(0)})
-    done, _ = policy.step(ops, 1, source, state, {})
-    model = ov.Model([ov_ops.result(done)], [logits], "step")  # pyright: ignore[reportGeneralTypeIssues]
-    return session.compile(model)[0].create_infer_request()
 
 
 def _interleaved(cases: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:

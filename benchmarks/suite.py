@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 from transformers import AutoConfig
 
-from models.config import Config, UserError, explain, nearest, unknown
+from models.config import Config, UserError, explain, first_line, nearest, unknown
 from models.families import Backbone, Fresh, resolve_name
 from models.methods import Method, TrainConfig
 from models.policies import Fixed, Policy
@@ -314,7 +314,7 @@ def layers_of(spec: CheckpointSpec) -> int:
     except (OSError, ValueError) as error:
         raise UserError(
             f"backbone {name!r} is neither a readable local folder, a reachable hub model nor a known short name "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from error
 
 

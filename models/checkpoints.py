@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -19,15 +21,25 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedTokenizerFast,
 )
 
-from models.config import UserError
-from models.families import family_of
+from models.config import UserError, first_line
+from models.families import family_of, load_tokenizer
 from models.network import ExitsConfig, MultiExitNetwork
 
 CONFIG, WEIGHTS, TRAINING = "config.json", "model.safetensors", "training.json"
+# What reading a damaged folder raises: files, JSON, checked configurations, safetensors, load_state_dict.
+UNREADABLE = (
+    OSError,
+    KeyError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    ValidationError,
+    StrictDataclassError,
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True)
@@ -84,10 +96,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         backbone = AutoModel.from_config(backbone_config, attn_implementation="eager")
         network = MultiExitNetwork(backbone, ExitsConfig(**config["exits"]), config["num_labels"])
         network.load_state_dict(load_file(folder / WEIGHTS))
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, ValidationError, SafetensorError) as error:
+        tokenizer = load_tokenizer(str(folder))
+    except UNREADABLE as error:
         raise UserError(
-            f"checkpoint {str(folder)!r} cannot be read, it is truncated or altered: {str(error).splitlines()[0]}; "
+            f"checkpoint {str(folder)!r} cannot be read, it is truncated or altered: {first_line(error)}; "
             "delete the folder and train again"
         ) from error
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
@@ -108,13 +120,19 @@ def load_classifier(
         UserError: when it cannot be read or answers another number of classes.
     """
     try:
-        classifier: Any = AutoModelForSequenceClassification.from_pretrained(source, attn_implementation="sdpa")
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+        classifier, loading = AutoModelForSequenceClassification.from_pretrained(
+            source, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = load_tokenizer(source)
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
-            f"classifier {source!r} is neither a readable local folder nor a reachable hub model "
-            f"({str(error).splitlines()[0]})"
+            f"classifier {source!r} is neither a readable local folder nor a reachable hub model ({first_line(error)})"
         ) from error
+    if loading["missing_keys"]:
+        raise UserError(
+            f"classifier {source!r} is not fine-tuned: it lacks {sorted(loading['missing_keys'])[0]!r}; "
+            "give it as backbone: instead"
+        )
     if classifier.config.num_labels != num_labels:
         raise UserError(
             f"classifier {source!r} answers {classifier.config.num_labels} labels; the task has {num_labels}"

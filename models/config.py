@@ -17,6 +17,12 @@ class UserError(Exception):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What another library said, fit for a one-line message."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 160 else f"{line[:157]}..."
+
+
 class Config(BaseModel):
     """Base of every configuration class: unknown keys are refused, values are not coerced, instances are frozen."""
 

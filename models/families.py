@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import BeforeValidator, Field
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from models.config import Config, UserError
+from models.config import Config, UserError, first_line
 
 
 class Family(NamedTuple):
@@ -137,14 +138,26 @@ def load_pretrained(spec: Pretrained) -> tuple[PreTrainedModel, PreTrainedTokeni
                 f"backbone {spec.name!r} is of family {config.model_type!r}; supported: {', '.join(FAMILIES)}"
             )
         backbone = AutoModel.from_pretrained(source, attn_implementation="sdpa", dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+        tokenizer = load_tokenizer(source)
+    except (OSError, ValueError, SafetensorError) as error:
         known = ", ".join(SHORT_NAMES)
         raise UserError(
             f"backbone {spec.name!r} is neither a readable local folder, a reachable hub model, nor one of: {known} "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from error
     return backbone, tokenizer
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a hub model or folder.
+
+    Raises:
+        UserError: when it has no vocabulary: `transformers` then makes one up that knows no word.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise UserError(f"{source!r} holds no tokenizer vocabulary: copy the tokenizer's files beside the weights")
+    return tokenizer
 
 
 def fresh_backbone(spec: Fresh, tokenizer: PreTrainedTokenizerFast, max_seq_length: int) -> PreTrainedModel:

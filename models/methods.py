@@ -18,14 +18,14 @@ from models.network import ExitsConfig, MultiExitNetwork
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class TrainConfig(Config):
-    """One stage of fine-tuning.
+class StageConfig(Config):
+    """How one stage learns.
 
     Attributes:
         epochs: passes over `fit`.
+        warmup: share of the steps over which the learning rate rises; it falls linearly from there.
         evaluations_per_epoch: how often `select` is scored (and a resumable state is saved).
         patience: evaluations without a better score on `select` before the stage stops early.
-        max_rows: train on the first rows of `fit` only (smoke runs).
     """
 
     epochs: float = Field(default=5.0, gt=0)
@@ -33,9 +33,19 @@ class TrainConfig(Config):
     learning_rate: float = Field(default=2e-5, gt=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
-    max_seq_length: int = Field(default=128, ge=8)
     evaluations_per_epoch: int = Field(default=2, ge=1)
     patience: int = Field(default=6, ge=1)
+
+
+class TrainConfig(StageConfig):
+    """A fine-tuning run: its main stage, and what all stages read.
+
+    Attributes:
+        max_seq_length: tokens a row is cut to.
+        max_rows: train on the first rows of `fit` only (smoke runs).
+    """
+
+    max_seq_length: int = Field(default=128, ge=8)
     max_rows: int | None = Field(default=None, ge=1)
 
 
@@ -59,7 +69,7 @@ class Stage(NamedTuple):
     """
 
     name: str
-    train: TrainConfig | None
+    train: StageConfig | None
     parameters: list[nn.Module]
     frozen_features: bool
     loss: Loss
@@ -131,7 +141,7 @@ class DeeBert(Config):
     kind: Literal["deebert"] = "deebert"
     pooling: Literal["first_token", "mean"] = "first_token"
     distillation: Distillation | None = None
-    off_ramps: TrainConfig = TrainConfig(epochs=3.0, batch_size=8)
+    off_ramps: StageConfig = StageConfig(epochs=3.0, batch_size=8)
 
     @property
     def exits(self) -> ExitsConfig:

@@ -7,8 +7,8 @@ A policy class is its own configuration (inert, from YAML) and its own algorithm
 
 `rows` is any array with one entry a row (only its length counts). Dials are the run-time numbers of a policy
 (patience, threshold): changing one never recompiles a program. The last kept exit answers every row still there,
-whatever `done` says. To add a policy, write its class and add it to `Policy`: suites, `list`, replay, stepped and in-graph
-programs take it from there.
+whatever `done` says. To add a policy, write its class and add it to `Policy`: suites, `list`, replay, stepped and
+in-graph programs take it from there.
 """
 
 from collections.abc import Sequence
@@ -86,7 +86,7 @@ class Patience(PolicyConfig):
 
     kind: Literal["patience"] = "patience"
     patience: int = Field(ge=0)
-    regression_threshold: float = Field(default=0.1, gt=0)
+    regression_threshold: float = Field(default=0.1, gt=0, allow_inf_nan=False)
 
     def dials(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {

@@ -26,14 +26,15 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from models.checkpoints import is_checkpoint, load_classifier, save_checkpoint
 from models.config import Config, UserError
 from models.cpu import has_bfloat16
 from models.encoding import Encoded, collate, encode, word_tokenizer
 from models.families import Backbone, Fresh, fresh_backbone, load_pretrained
-from models.methods import DeeBert, Loss, Method, Stage, TrainConfig
+from models.methods import DeeBert, Loss, Method, Stage, StageConfig, TrainConfig
 from models.network import MultiExitNetwork
 from models.synthetic import SyntheticTask, vocabulary
 from models.tasks import Task, TaskData
@@ -146,7 +147,7 @@ def frozen_features(network: MultiExitNetwork, encoded: Encoded, collator: _Coll
     return features
 
 
-def _arguments(folder: Path, train: TrainConfig, rows: int, seed: int, grouped: bool) -> TrainingArguments:
+def _arguments(folder: Path, train: StageConfig, rows: int, seed: int, grouped: bool) -> TrainingArguments:
     steps_per_epoch = math.ceil(rows / train.batch_size)
     total = max(1, math.ceil(steps_per_epoch * train.epochs))
     every = max(1, math.ceil(steps_per_epoch / train.evaluations_per_epoch))
@@ -170,6 +171,7 @@ def _arguments(folder: Path, train: TrainConfig, rows: int, seed: int, grouped: 
         logging_steps=min(every, total),
         save_total_limit=2,
         load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,
         metric_for_best_model="score",
         greater_is_better=True,
         train_sampling_strategy="group_by_length" if grouped else "random",
@@ -190,7 +192,7 @@ def exit_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> list[floa
 
 def _run_stage(
     stage: Stage,
-    train: TrainConfig,
+    train: StageConfig,
     network: MultiExitNetwork,
     sets: dict[str, Encoded],
     folder: Path,
@@ -201,7 +203,7 @@ def _run_stage(
     for module in stage.parameters:
         module.requires_grad_(True)
     pad = network.backbone.config.pad_token_id
-    collators = {name: _Collator(encoded, pad, train.max_seq_length) for name, encoded in sets.items()}
+    collators = {name: _Collator(encoded, pad, spec.train.max_seq_length) for name, encoded in sets.items()}
     if stage.frozen_features:
         datasets: dict[str, Dataset] = {
             name: _Features(frozen_features(network, encoded, collators[name]), encoded.labels)
@@ -225,9 +227,15 @@ def _run_stage(
         compute_metrics=scores,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=train.patience)],
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    trainer.train(resume_from_checkpoint=_last_state(folder))
     kept = ("step", "epoch", "loss", "eval_loss", "eval_score", "eval_scores")
     return [{key: entry[key] for key in kept if key in entry} for entry in trainer.state.log_history]
+
+
+def _last_state(folder: Path) -> str | None:
+    """The newest resumable state that was written whole; one cut short by a kill is passed over."""
+    states = [state for state in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (state / TRAINER_STATE_NAME).is_file()]
+    return str(max(states, key=lambda state: int(state.name.rpartition("-")[2]))) if states else None
 
 
 class _StageTrainer(Trainer):
@@ -304,7 +312,9 @@ def fine_tune(spec: TrainingSpec, data: TaskData, folder: Path) -> Path:
             continue
         log.info("training %s: stage %s on %d rows", folder.name, stage.name, len(rows["fit"]))
         curves[stage.name] = _run_stage(stage, train, network, sets, partial / stage.name, spec)
-        torch.save({"state": network.state_dict(), "curve": json.dumps(curves[stage.name])}, finished)
+        unfinished = finished.with_suffix(".tmp")
+        torch.save({"state": network.state_dict(), "curve": json.dumps(curves[stage.name])}, unfinished)
+        unfinished.replace(finished)
     if not all(torch.isfinite(parameter).all() for parameter in network.parameters()):
         raise UserError(
             f"training {folder.name!r} diverged (weights are not finite): lower learning_rate "

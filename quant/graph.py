@@ -115,6 +115,15 @@ def exit_model(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int])
     return _model(results, [*parameters, *dials.values()], "early_exit")
 
 
+def step_model(policy: Policy, num_labels: int) -> ov.Model:
+    """A policy's first step alone, over logits [B, C]: what it costs by itself."""
+    logits = ov_ops.parameter([-1, num_labels], np.float32, name=LOGITS)
+    ops, source = OpenVinoOps(), logits.output(0)
+    dials = {name: ov_ops.constant(value).output(0) for name, value in policy.dials(np.arange(1)).items()}
+    done, _ = policy.step(ops, 1, source, policy.start(ops, source, dials), dials)  # pyright: ignore[reportArgumentType]
+    return _model([ov_ops.result(done)], [logits], "step")
+
+
 def _stage(
     segments: OpenVinoSegments,
     policy: Policy,

@@ -140,8 +140,8 @@ def _grades(rows: list[Row]) -> list[str]:
     above = sum(row["grade_exit_correlation_low"] > 0 for row in graded)
     values = sorted(row["grade_exit_correlation"] for row in graded)
     return [
-        f"Difficulty grade and exit layer, Spearman within equal lengths: {values[0]:.2f} to {values[-1]:.2f}, with the "
-        f"95 % interval above 0 in {above} of {len(graded)} early-exit runs (lowest end "
+        f"Difficulty grade and exit layer, Spearman within equal lengths: {values[0]:.2f} to {values[-1]:.2f}, with "
+        f"the 95 % interval above 0 in {above} of {len(graded)} early-exit runs (lowest end "
         f"{lowest['grade_exit_correlation_low']:.2f}: {describe(lowest)})."
     ]
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import quant  # noqa: F401  (before any test imports openvino: it turns the telemetry off)
+
 
 @pytest.fixture(scope="session")
 def glue_folder() -> Path:

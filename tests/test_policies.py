@@ -357,7 +357,7 @@ def compiled_steps(kind: type, layers: int, classes: int) -> Callable[[dict[str,
     unread = [parameter for parameter in inputs if not parameter.output(0).get_target_inputs()]
     # The model takes no parameter that nothing reads.
     results: list[Any] = [ov_ops.result(output) for output in (*outputs.values(), *unread)]
-    model = ov.Model(results, inputs, "steps")
+    model = ov.Model(results, inputs, "steps")  # pyright: ignore[reportGeneralTypeIssues]
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     request = ov.Core().compile_model(model, "CPU", options).create_infer_request()
 

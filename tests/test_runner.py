@@ -138,10 +138,12 @@ def test_examples_are_the_dev_rows(measured: Measured, records: list[RunRecord],
     assert dev.grade is not None
     for record in records:
         examples = read_columns(examples_path(measured.output, record.run_id))
-        assert set(examples) == {"id", "label", "grade", "prediction", "exit_layer"}
+        assert set(examples) == {"id", "label", "length", "grade", "prediction", "exit_layer"}
         assert examples["id"].tolist() == dev.ids
         assert np.array_equal(examples["label"], dev.labels)
         assert np.array_equal(examples["grade"], dev.grade)
+        # [CLS], one token a word, [SEP]; the task's words are all in its vocabulary.
+        assert examples["length"].tolist() == [len(text.split()) + 2 for (text,) in dev.texts]
         if not record.with_exits:
             assert set(examples["exit_layer"]) == {record.exits[-1]}
 

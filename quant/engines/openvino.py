@@ -30,6 +30,7 @@ class OpenVinoSession:
             "ENABLE_CPU_PINNING": "NO",
         }
         self.int8 = segments.int8
+        self._steps: OpenVinoSteps | None = None
 
     def compile(self, model: ov.Model) -> tuple[ov.CompiledModel, int]:
         """Save as IR, load it back and compile that: what is measured is what would be deployed."""
@@ -41,8 +42,15 @@ class OpenVinoSession:
 
     def precision(self, compiled: ov.CompiledModel) -> str:
         """What the compiled model reports, with `int8` where INT8 kernels were chosen."""
-        rest = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        reported = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        rest = {"f32": "float32", "bf16": "bfloat16"}.get(reported, reported)
         return f"int8+{rest}" if self.int8 else rest
+
+    def steps(self) -> "OpenVinoSteps":
+        """The segments compiled one by one, shared by every stepped program."""
+        if self._steps is None:
+            self._steps = OpenVinoSteps(self)
+        return self._steps
 
     def recorder(self, exits: Sequence[int]) -> Recorder:
         """All kept exits' logits from one graph (stepped: from compiled segments)."""
@@ -51,7 +59,7 @@ class OpenVinoSession:
     def with_exits(self, policy: Policy, exits: Sequence[int]) -> Program:
         """A `GraphProgram`, or the stepped program where the engine says so."""
         if self.stepped:
-            steps = OpenVinoSteps(self)
+            steps = self.steps()
             return SteppedProgram(steps, policy, exits, steps.precision, steps.size_bytes)
         compiled, size = self.compile(exit_model(self.segments, policy, exits))
         return GraphProgram(compiled, "graph", 0, self.precision(compiled), size)

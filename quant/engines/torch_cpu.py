@@ -5,6 +5,7 @@ Early exit is stepped; without exits the network is one module, compiled whole b
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from typing import Any, Literal
 
 import numpy as np
@@ -42,6 +43,7 @@ class TorchSession:
         # Quantized segments keep their float graph and autocast the rest; float ones are cast for good.
         self.autocast = segments.int8 and segments.rest == "bfloat16"
         if segments.rest == "bfloat16" and not segments.int8:
+            segments = deepcopy(segments)  # the network they were cut from stays in float32
             for module in (segments.embeddings, *segments.layers, *segments.exits):
                 module.to(torch.bfloat16)
         self.segments, self.compile_module = segments, compile_module

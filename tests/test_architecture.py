@@ -1,0 +1,128 @@
+"""The house as `models <- quant <- benchmarks <- reports`, held together by what may import what."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ["models", "quant", "benchmarks", "reports"]
+# What a package may import of the house; None is all of a package.
+ALLOWED: dict[str, dict[str, set[str] | None]] = {
+    "models": {"models": None},
+    "quant": {"models": None, "quant": None},
+    "benchmarks": {"models": None, "quant": None, "benchmarks": None},
+    "reports": {
+        "reports": None,
+        "models": {"models.config"},
+        "benchmarks": {"benchmarks.records", "benchmarks.statistics"},
+    },
+}
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+HEAVY = {"torch", "transformers", "openvino", "neural_compressor", "torchao"}
+LONGEST_FILE = 450
+# Commands whose output is what they are for.
+CONSOLE = {"benchmarks/__main__.py", "reports/__main__.py"}
+
+
+def python(code: str) -> str:
+    """What a process of its own prints."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module a file imports, wherever in it: `from a import b` is `a`, and `a.b` where that is a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}: imports are absolute"
+            assert node.module is not None
+            below = [f"{node.module}.{alias.name}" for alias in node.names]
+            found = [module for module in below if (ROOT / f"{module.replace('.', '/')}.py").is_file()]
+            yield from found or [node.module]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_dependencies_point_one_way(path: Path):
+    allowed = ALLOWED[path.relative_to(ROOT).parts[0]]
+    for module in imports(path):
+        package = module.split(".")[0]
+        if package not in [*PACKAGES, "tests"]:
+            continue
+        assert package in allowed, f"{name_of(path)} imports {module}"
+        modules = allowed[package]
+        assert modules is None or module in modules, f"{name_of(path)} imports {module}"
+
+
+def test_policies_know_arrays_and_nothing_else():
+    for name in ("models/policies.py", "models/ops.py", "models/config.py"):
+        assert not {module.split(".")[0] for module in imports(ROOT / name)} & HEAVY, name
+
+
+@pytest.mark.parametrize(
+    ("modules", "without"),
+    [
+        (["models.policies", "models.tasks", "models.encoding", "models.splits"], HEAVY),
+        (["benchmarks.records", "benchmarks.statistics"], HEAVY | {"pandas", "matplotlib", "rich"}),
+        (
+            [
+                f"reports.{path.stem}"
+                for path in sorted((ROOT / "reports").glob("*.py"))
+                if path.stem not in ("__init__", "__main__")
+            ],
+            HEAVY | {"quant", "benchmarks.suite", "benchmarks.runner"},
+        ),
+        (["reports.__main__", "benchmarks.__main__"], HEAVY | {"pandas", "matplotlib"}),
+    ],
+    ids=["policies", "records", "reports", "commands"],
+)
+def test_what_is_not_loaded(modules: list[str], without: set[str]):
+    """At run time, in a process of its own: not even by way of another module."""
+    loaded = python(f"import sys, {', '.join(modules)}; print(*sys.modules)")
+    assert not set(loaded.split()) & without
+
+
+def test_reports_run_without_the_engines(tmp_path: Path):
+    """Where torch and openvino are not even installed, the records still become a table."""
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({sorted(HEAVY | {"quant"})}))
+from pathlib import Path
+from tests.fake_runs import add, early, record
+folder = Path({str(tmp_path)!r})
+add(folder, record("a"), ms_per_row=2.0)
+add(folder, early("b"), ms_per_row=1.0)
+from reports.__main__ import main
+sys.exit(main(["render", str(folder)]))
+"""
+    python(code)
+    assert (tmp_path / "report" / "results.md").stat().st_size
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_are_short_and_silent(path: Path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= LONGEST_FILE
+    if name_of(path) in CONSOLE:
+        return
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    printed = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+    assert not printed, f"{name_of(path)} prints in lines {printed}"
+
+
+def test_packages_are_plain_folders():
+    for package in PACKAGES:
+        assert (ROOT / package / "__init__.py").read_text() == ""
+    for path in FILES:
+        assert "sys.path" not in path.read_text(), f"{name_of(path)} edits sys.path"

@@ -1,0 +1,93 @@
+"""Every suite that comes with ExitBench, at toy size: from training to reports."""
+
+import csv
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.records import RunRecord, examples_path, read_records, timings_path
+from benchmarks.suite import Suite, expand, layers_of, read_suite
+from models.families import SHORT_NAMES, Pretrained
+from models.policies import Fixed
+from models.tasks import GlueTask
+from reports.__main__ import main as report
+
+ROOT = Path(__file__).resolve().parent.parent
+SUITES = sorted((ROOT / "yaml_configs" / "suites").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _as_a_user(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(ROOT)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def location(suite: Suite, request: pytest.FixtureRequest) -> list[str]:
+    """What the suite needs from outside, or a skip."""
+    for spec in suite.checkpoints:
+        package = SHORT_NAMES.get(spec.backbone.name) if isinstance(spec.backbone, Pretrained) else None
+        if package is not None and importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    if any(engine.kind == "inductor" for engine in suite.engines) and not shutil.which(os.environ.get("CXX", "g++")):
+        pytest.skip("no C++ compiler")
+    if any(isinstance(task, GlueTask) for task in suite.tasks):
+        return ["--dataset_location", str(request.getfixturevalue("glue_folder"))]
+    return []
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_suite_is_what_it_says(path: Path):
+    suite = read_suite(path)
+    assert suite.name == path.stem
+    for task in suite.tasks:
+        for spec in suite.checkpoints:
+            runs = expand(suite, task, "ck", layers_of(spec))
+            assert len({run.case for run in runs}) == len(runs)
+            roles = {(run.with_exits, isinstance(run.policy, Fixed) and run.policy.layer is None) for run in runs}
+            # Early exit is only shown beside what a user can have without it.
+            assert roles >= {(True, False), (True, True), (False, True), (False, False)}
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_suite_runs_and_reports(path: Path, tmp_path: Path, request: pytest.FixtureRequest):
+    suite = read_suite(path)
+    command = ["run", str(path), "--smoke", "--output", str(tmp_path / "output")]
+    command += ["--checkpoints", str(tmp_path / "checkpoints"), *location(suite, request)]
+    assert main(command) == 0
+    records = read_records(tmp_path / "output")
+    assert [(record.case, record.error) for record in records if record.status != "ok"] == []
+    assert_every_case_ran(suite, records)
+    for record in records:
+        assert examples_path(tmp_path / "output", record.run_id).exists()
+        assert timings_path(tmp_path / "output", record.run_id).exists()
+        assert record.parity is not None
+        assert record.parity.differing == record.parity.below_epsilon
+
+    assert report(["render", str(tmp_path / "output")]) == 0
+    written = {file.name for file in (tmp_path / "output" / "report").iterdir()}
+    assert {"results.csv", "results.md"} <= written
+    assert {Path(name).suffix for name in written} >= {".png", ".svg"}
+    with (tmp_path / "output" / "report" / "results.csv").open() as file:
+        assert {row["run_id"] for row in csv.DictReader(file)} == {record.run_id for record in records}
+
+
+def assert_every_case_ran(suite: Suite, records: list[RunRecord]) -> None:
+    """Toy size leaves out settings, never a case of an axis."""
+    assert {record.task for record in records} == {task.name for task in suite.tasks}
+    assert {record.policy["kind"] for record in records} == {policy.kind for policy in suite.policies}
+    assert {record.recipe["kind"] for record in records} == {recipe.kind for recipe in suite.recipes}
+    assert {record.engine.split("-")[0] for record in records} == {engine.kind for engine in suite.engines}
+    assert {record.shape["batch_size"] for record in records} == {shape.batch_size for shape in suite.shapes}
+    assert {record.with_exits for record in records} == {exits != "none" for exits in suite.exits}
+    checkpoints = {record.checkpoint.name for record in records if record.checkpoint is not None}
+    assert len(checkpoints) == len(suite.tasks) * len(suite.checkpoints)
+    # Every engine runs every recipe: that is where numbers and kernels meet.
+    pairs = {(record.engine, record.recipe["kind"]) for record in records}
+    assert len(pairs) == len({engine for engine, _ in pairs}) * len({recipe for _, recipe in pairs})
