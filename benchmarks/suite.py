@@ -256,7 +256,7 @@ def policy_label(policy: Policy) -> str:
     if isinstance(policy, Fixed):
         return f"fixed-{policy.layer or 'last'}"
     values = policy.model_dump(exclude={"kind"}).values()
-    return "-".join([policy.kind, *(".".join(map(str, v)) if isinstance(v, list) else f"{v:g}" for v in values)])
+    return "-".join([policy.kind, *(".".join(map(str, v)) if isinstance(v, list) else f"{v:.15g}" for v in values)])
 
 
 def read_suite(path: Path) -> Suite:

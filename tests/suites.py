@@ -14,7 +14,16 @@ TINY: dict[str, Any] = {
     "checkpoints": [
         {
             "method": "pabee",
-            "backbone": {"kind": "fresh", "family": "bert", "num_layers": 2, "hidden_size": 32, "num_heads": 2},
+            # A wide start, so that a few steps of training make rows of every confidence.
+            "backbone": {
+                "kind": "fresh",
+                "family": "bert",
+                "num_layers": 2,
+                "hidden_size": 32,
+                "num_heads": 2,
+                "intermediate_size": 32,
+                "initializer_range": 0.2,
+            },
             "train": {"epochs": 2.0, "learning_rate": 1e-3, "max_seq_length": 40},
         }
     ],

@@ -341,8 +341,8 @@ def test_smoke_keeps_every_case_of_every_axis(tmp_path: Path):
         recipe.model_dump(exclude={"calibration_rows"}) for recipe in full.recipes
     ]
     assert [spec.method for spec in smoke.checkpoints] == [spec.method for spec in full.checkpoints]
-    assert set(smoke.policies[:2]) == {Fixed(layer=None), Fixed(layer=2)}
-    assert [policy.kind for policy in smoke.policies[2:]] == ["patience", "entropy"]
+    assert [policy for policy in smoke.policies if isinstance(policy, Fixed)] == [Fixed(layer=None), Fixed(layer=2)]
+    assert [policy.kind for policy in smoke.policies if not isinstance(policy, Fixed)] == ["patience", "entropy"]
     small, real = (spec.backbone for spec in smoke.checkpoints)
     assert isinstance(small, Fresh)
     assert (small.family, small.hidden_size) == ("albert", 32)

@@ -16,7 +16,7 @@ from models.config import UserError
 from models.data import TaskData
 from models.encoding import collate, encode
 from models.families import Fresh
-from models.methods import DeeBert, Distillation, Method, Pabee, TrainConfig
+from models.methods import DeeBert, Distillation, Method, Pabee, StageConfig, TrainConfig
 from models.tables import TableTask
 from models.training import TrainingSpec, exit_scores, fine_tune, start_network
 from tests import tiny
@@ -26,7 +26,8 @@ LAYERS = 3
 # 64 rows: 4 steps, a score and a resumable state after every second.
 TRAIN = TrainConfig(epochs=1.0, batch_size=16, learning_rate=1e-3, max_seq_length=40, evaluations_per_epoch=2)
 PABEE = Pabee()
-DEEBERT = DeeBert(off_ramps=TRAIN)
+OFF_RAMPS = StageConfig(epochs=1.0, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=2)
+DEEBERT = DeeBert(off_ramps=OFF_RAMPS)
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +234,7 @@ def test_exits_for_a_classifier_that_is_already_fine_tuned(family: str, data: Ta
     classifier_folder(tmp_path / "theirs", family)
     start, _ = load_classifier(str(tmp_path / "theirs"), DEEBERT.exits, 2)
     before = copy.deepcopy(start.state_dict())
-    method = DeeBert(off_ramps=TRAIN, distillation=Distillation())
+    method = DeeBert(off_ramps=OFF_RAMPS, distillation=Distillation())
     given = spec(method, backbone=None, classifier=str(tmp_path / "theirs"))
     found = load_checkpoint(fine_tune(given, data, tmp_path / "ours"))
     assert list(found.training["curves"]) == ["off_ramps"]
