@@ -113,7 +113,7 @@ def _run(options: argparse.Namespace, suite: "Suite") -> int:
     from benchmarks.runner import measure
     from benchmarks.session import sessions
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     output = options.output or Path("runs") / suite.name
     output.mkdir(parents=True, exist_ok=True)  # fails before hours of training, if it fails
     failed = []

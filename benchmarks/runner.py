@@ -177,7 +177,8 @@ def _save_recording(session: Session, runs: list[_Measured], recorded: dict[str,
     path = recording_path(session.output, _recording_id(runs[0], session))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp.npz")
-    np.savez(unfinished, exits=np.arange(1, len(recorded["dev"]) + 1), **recorded)
+    arrays: Any = recorded | {"exits": np.arange(1, len(recorded["dev"]) + 1)}
+    np.savez(unfinished, **arrays)
     unfinished.replace(path)
 
 

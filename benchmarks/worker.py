@@ -127,6 +127,7 @@ class _Service:
 
     def _warm_up(self, run: _Run) -> tuple[ExitOutput, float]:
         started, previous = time.perf_counter(), float("inf")
+        outputs: list[ExitOutput] = []
         for _ in range(MOST_WARM_UPS):
             before = time.perf_counter()
             outputs = [run.program.run(*batch) for batch in run.batches]

@@ -138,6 +138,7 @@ def load_classifier(
             f"classifier {source!r} answers {classifier.config.num_labels} labels; the task has {num_labels}"
         )
     backbone = classifier.base_model
+    pooler: Any
     if classifier.config.model_type == "roberta":  # its head holds pooler and classifier
         pooler, head = classifier.classifier.dense, classifier.classifier.out_proj
     else:

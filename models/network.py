@@ -69,7 +69,7 @@ class MultiExitNetwork(nn.Module):
         if pretrained is not None:
             for pooler in self.poolers:
                 pooler.load_state_dict(pretrained.state_dict())
-        backbone.pooler = None  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+        backbone.pooler = None  # pyright: ignore[reportArgumentType]
         self.backbone = backbone
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifiers = nn.ModuleList(nn.Linear(config.hidden_size, num_labels) for _ in range(self.num_layers))

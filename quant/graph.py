@@ -64,7 +64,7 @@ def _model(results: list[Any], parameters: list[Any], name: str) -> ov.Model:
 
 def _index(*values: int) -> Any:
     """An int64 constant: a scalar, or an array where several are given."""
-    return ov_ops.constant(np.array(values if len(values) > 1 else values[0], np.int64))
+    return ov_ops.constant(np.squeeze(np.array(values, np.int64)))
 
 
 def _parameter_like(source: Any) -> Any:

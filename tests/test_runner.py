@@ -17,6 +17,7 @@ import pytest
 from pydantic import TypeAdapter
 
 import benchmarks.runner as runner
+import benchmarks.worker as worker
 from benchmarks.__main__ import main
 from benchmarks.records import (
     RunRecord,
@@ -92,9 +93,30 @@ def data(measured: Measured) -> TaskData:
     return measured.suite.tasks[0].load(None, measured.suite.seed)
 
 
+@pytest.fixture(scope="module")
+def opened() -> dict[str, Any]:
+    """What workers in this process have quantized and converted so far: seconds each, and all of one checkpoint."""
+    return {}
+
+
 @pytest.fixture
-def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def threads(monkeypatch: pytest.MonkeyPatch, opened: dict[str, Any]) -> None:
     """Workers in this process."""
+    convert, quantize = OpenVino.open, worker.apply_recipe
+
+    def apply_recipe(recipe: Any, *given: Any) -> Any:
+        if recipe.kind not in opened:
+            opened[recipe.kind] = quantize(recipe, *given)
+        return opened[recipe.kind]
+
+    def open_session(engine: OpenVino, segments: Any, threads: int) -> Any:
+        key = f"session {segments.int8}"
+        if key not in opened:
+            opened[key] = convert(engine, segments, threads)
+        return opened[key]
+
+    monkeypatch.setattr(worker, "apply_recipe", apply_recipe)
+    monkeypatch.setattr(OpenVino, "open", open_session)
     monkeypatch.setattr(runner, "Worker", ThreadWorker)
 
 
@@ -113,7 +135,7 @@ def test_every_case_has_its_record(measured: Measured, records: list[RunRecord])
 def test_records_say_what_ran(records: list[RunRecord]):
     for record in records:
         int8 = record.recipe["kind"] == "int8_static"
-        assert record.precision == ("int8+f32" if int8 else "f32")
+        assert record.precision == ("int8+float32" if int8 else "float32")
         assert record.program == ("graph" if record.with_exits else "single")
         assert record.exits == ([1, 2] if record.with_exits else [record.policy["layer"] or 2])
         assert record.shape["threads"] == 1
@@ -422,16 +444,17 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_written(
 
 
 def test_a_worker_process_tells_what_went_wrong(tmp_path: Path):
-    worker = Worker(SimpleNamespace(checkpoint=tmp_path / "nothing"), tmp_path / "logs" / "worker.log")  # pyright: ignore
+    spec: Any = SimpleNamespace(checkpoint=tmp_path / "nothing")
+    process = Worker(spec, tmp_path / "logs" / "worker.log")
     try:
         with pytest.raises(WorkerError, match=r"^checkpoint .* must hold config\.json and model\.safetensors"):
-            worker("opened")
-        worker.process.kill()
+            process("opened")
+        process.process.kill()
         with pytest.raises(WorkerError, match=r"died \(exit code -9"):
-            worker("opened")
+            process("opened")
     finally:
-        worker.stop()
-    assert not worker.process.is_alive()
+        process.stop()
+    assert not process.process.is_alive()
     assert (tmp_path / "logs" / "worker.log").exists()
 
 

@@ -42,7 +42,7 @@ class OpenVinoSession:
 
     def precision(self, compiled: ov.CompiledModel) -> str:
         """What the compiled model reports, with `int8` where INT8 kernels were chosen."""
-        reported = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        reported = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
         rest = {"f32": "float32", "bf16": "bfloat16"}.get(reported, reported)
         return f"int8+{rest}" if self.int8 else rest
 
@@ -78,7 +78,8 @@ class GraphProgram:
     ):
         self.request = compiled.create_infer_request()
         self.kind: Literal["graph", "stepped", "single"] = kind
-        self.layer, self.precision, self.size_bytes = layer, precision, size_bytes
+        self.layer, self.precision = layer, precision
+        self.size_bytes: int | None = size_bytes
 
     def run(self, inputs: Inputs, dials: Dials) -> ExitOutput:
         if self.kind == "single":
