@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--only", metavar="TEXT", help="only the runs whose case contains TEXT")
     run.add_argument("--dry-run", action="store_true", help="print the runs, rough minutes and disk, and stop")
     depths = commands.add_parser("depths", help="what leaving at each layer costs (random weights, timing only)")
-    depths.add_argument("--family", choices=["bert", "roberta", "albert"], default="bert")
+    depths.add_argument("--family", choices=["bert", "roberta", "albert"], default="bert", help="default: bert")
     depths.add_argument("--layers", type=int, default=12, help="default: %(default)s, BERT-base")
     depths.add_argument("--hidden", type=int, default=768, help="hidden size, a multiple of 64 (default: %(default)s)")
     depths.add_argument("--length", type=int, nargs="+", default=[128, 32], help="tokens (default: 128 32)")

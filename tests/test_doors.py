@@ -219,24 +219,23 @@ def test_run_benchmark_runs_the_default_suite(set_up: SetUp):
     suites = set_up.clone / "yaml_configs" / "suites"
     suites.mkdir(parents=True)
     (suites / "default.yaml").touch()
-    assert modules_run(set_up, "run_benchmark.sh") == ["benchmarks", "run", "yaml_configs/suites/default.yaml"]
+    measured = ["benchmarks", "run", "yaml_configs/suites/default.yaml", "--output", "runs/default"]
+    shown = ["reports", "table", "runs/default", "reports", "render", "runs/default"]
+    assert modules_run(set_up, "run_benchmark.sh") == measured + shown
     assert set_up.installs() == [["run", "minilm"]]
 
 
 def test_run_benchmark_passes_its_parameters_on(set_up: SetUp):
     given = ["--config=own.yaml", "--dataset_location", "../glue", "--only", "sst2", "--output=/o", "--smoke"]
     here = set_up.clone / "elsewhere"
-    passed = [
-        f"{here}/own.yaml",
-        "--dataset_location",
-        f"{here}/../glue",
-        "--only",
-        "sst2",
-        "--output",
-        "/o",
-        "--smoke",
-    ]
-    assert modules_run(set_up, "run_benchmark.sh", *given) == ["benchmarks", "run", *passed]
+    passed = ["--dataset_location", f"{here}/../glue", "--only", "sst2", "--smoke"]
+    measured = ["benchmarks", "run", f"{here}/own.yaml", "--output", "/o", *passed]
+    shown = ["reports", "table", "/o", "reports", "render", "/o"]
+    assert modules_run(set_up, "run_benchmark.sh", *given) == measured + shown
+
+
+def test_a_dry_run_reports_nothing(set_up: SetUp):
+    assert modules_run(set_up, "run_benchmark.sh", "--config=own.yaml", "--dry-run")[-1] == "--dry-run"
 
 
 def test_run_tests_checks_everything(set_up: SetUp):

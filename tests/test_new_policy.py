@@ -56,7 +56,7 @@ from quant.recipes import Float32, apply_recipe
 from tests import suites, tiny
 
 assert main(["list"]) == 0
-suite = suites.parse(Path(sys.argv[1]), policies=["full_depth", {"kind": "votes", "enough": [1.0, 1.6, 2.4]}])
+suite = suites.parse(Path(sys.argv[1]), policies=["full_depth", {"kind": "votes", "enough": [0.5, 1.3, 2.1]}])
 cases = [run.case for run in expand(suite, suite.tasks[0], "ck", 4)]
 
 network, exits = tiny.network("bert"), [1, 2, 3, 4]
@@ -98,7 +98,7 @@ def test_one_class_is_enough(tmp_path: Path):
     assert "votes        Leave when the largest class probabilities of the exits so far add up" in done.stdout
     found = json.loads((tmp_path / "found.json").read_text())
     assert [case.split("/")[5] for case in found["cases"]] == [
-        *["fixed-last", "votes-1", "votes-1.6", "votes-2.4"],
+        *["fixed-last", "votes-0.5", "votes-1.3", "votes-2.1"],
         "fixed-last",
     ]
     replayed = np.array(found["exit_layers"].pop("replay"))
