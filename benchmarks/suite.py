@@ -172,7 +172,10 @@ class Suite(Config):
     on_unsupported: Literal["error", "skip"] = "error"
 
     def smoke(self) -> "Suite":
-        """Every case of every axis at toy size: few rows, tiny fresh backbones, one setting of each policy kind."""
+        """Every case of every axis at toy size: few rows, tiny fresh backbones, one setting of each policy kind.
+
+        Not every product of them: engines after the first, which may take minutes to compile, take the last recipe.
+        """
         policies = _one_of_each_kind(self.policies)
         named = [layer for exits in self.exits if isinstance(exits, list) for layer in exits]
         named += [policy.layer for policy in policies if isinstance(policy, Fixed) and policy.layer is not None]
@@ -186,15 +189,19 @@ class Suite(Config):
                 backbone = backbone.model_copy(update=sizes | {"num_layers": layers})
             return spec.model_copy(update={"train": train, "backbone": backbone})
 
+        recipes = [
+            recipe.model_copy(update={"calibration_rows": 4}) if isinstance(recipe, Int8Static) else recipe
+            for recipe in self.recipes
+        ]
+        spared = itertools.product(recipes[:-1], self.engines[1:])
+        exclude = [f"*/{recipe_label(recipe)}/{engine_label(engine)}/*" for recipe, engine in spared]
         return self.model_copy(
             update={
                 "name": f"{self.name}-smoke",
                 "checkpoints": [small(spec) for spec in self.checkpoints],
-                "recipes": [
-                    recipe.model_copy(update={"calibration_rows": 4}) if isinstance(recipe, Int8Static) else recipe
-                    for recipe in self.recipes
-                ],
+                "recipes": recipes,
                 "policies": policies,
+                "exclude": [*self.exclude, *exclude],
                 "timing": TimingConfig(rows=8, repeats=2, block_rows=8),
             }
         )

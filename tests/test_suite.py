@@ -1,6 +1,7 @@
 """Suites: what they accept, what they expand to, and how they name a mistake."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +351,15 @@ def test_smoke_keeps_every_case_of_every_axis(tmp_path: Path):
     assert real == Pretrained(name="minilm")
     assert all(spec.train.max_rows for spec in smoke.checkpoints)
     assert (smoke.timing.rows, smoke.timing.repeats) < (full.timing.rows, full.timing.repeats)
+
+
+def test_smoke_spares_later_engines_all_recipes_but_one(tmp_path: Path):
+    suite = parse(tmp_path, recipes=["float32", "bfloat16", "int8_static"], engines=["openvino", "inductor"]).smoke()
+    found = expand(suite, suite.tasks[0], "ck", 2)
+    assert Counter((run.engine.kind, run.recipe.kind) for run in found) == {
+        **{("openvino", recipe): 2 for recipe in ("float32", "bfloat16", "int8_static")},
+        ("inductor", "int8_static"): 2,
+    }
 
 
 @pytest.mark.parametrize("exits", [[2, 5], [8]])
