@@ -62,7 +62,7 @@ def random_network(family: str, num_layers: int, hidden_size: int) -> MultiExitN
         max_position_embeddings=514,
         **options,
     )
-    backbone = AutoModel.from_config(config, attn_implementation="eager")
+    backbone = AutoModel.from_config(config, attn_implementation="sdpa")
     return MultiExitNetwork(backbone, ExitsConfig(), num_labels=2).eval()
 
 

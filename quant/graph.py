@@ -1,8 +1,8 @@
 """Early exit inside one OpenVINO graph: any batch size, every threshold, one inference call.
 
 Segments are spliced into one model. After each kept exit the policy's `step` is laid down as graph nodes and an `If`
-follows: its then-body takes the rows that stay, runs the next stage on them alone and scatters their answers over this
-stage's; its else-body answers at once. Bodies nest, the last layer innermost:
+follows: its then-body runs the next stage on the rows that stay, alone, and scatters their answers over this stage's; its
+else-body answers at once. Bodies nest, the last layer innermost:
 
     hidden, mask = embeddings(ids)
     stage(1):  hidden = layers(hidden);  logits = exit(hidden);  done, state = policy.step(logits, state)
@@ -151,21 +151,22 @@ def _stage(
     rows = ov_ops.squeeze(ov_ops.non_zero(stays, output_type="i64"), _index(0)).output(0)
     any_stays = ov_ops.reduce_logical_or(stays, _index(0))
 
-    outer = {"hidden": hidden, "mask": mask, "rows": rows, "answer": answer}
-    outer |= {f"state_{i}": array for i, array in enumerate(state)} | {f"dial_{name}": d for name, d in dials.items()}
+    def kept(array: Any) -> Any:
+        return ov_ops.gather(array, rows, _index(0)).output(0)
+
+    # Survivors are gathered before the `If`: inside its body the same gathers cost twice as much.
+    outer = {"hidden": kept(hidden), "mask": kept(mask), "rows": rows, "answer": answer}
+    outer |= {f"state_{i}": kept(array) for i, array in enumerate(state)}
+    outer |= {f"dial_{name}": dial for name, dial in dials.items()}
     inner = {name: _parameter_like(source) for name, source in outer.items()}
-
-    def kept(name: str) -> Any:
-        return ov_ops.gather(inner[name], inner["rows"], _index(0)).output(0)
-
     deeper = _stage(
         segments,
         policy,
         exits[1:],
         layer,
-        kept("hidden"),
-        kept("mask"),
-        type(state)(*(kept(f"state_{i}") for i in range(len(state)))),
+        inner["hidden"].output(0),
+        inner["mask"].output(0),
+        type(state)(*(inner[f"state_{i}"].output(0) for i in range(len(state)))),
         {name: inner[f"dial_{name}"].output(0) for name in dials},
     )
     merged = ov_ops.result(ov_ops.scatter_update(inner["answer"], inner["rows"], deeper, _index(0)))
