@@ -24,7 +24,9 @@ from quant.programs import Inputs
 from quant.recipes import Recipe, apply_recipe
 
 VOCABULARY = 30522
-WARM_UPS = 5
+WARM_UPS = 2
+# Calls of one case in a row, as a server would make them: alone after other programs, a call finds its caches cold.
+CALLS_PER_TURN = 8
 CALIBRATION_ROWS = 8
 
 
@@ -75,7 +77,7 @@ def random_inputs(batch_size: int, length: int) -> Inputs:
 def measure_depths(
     session: OpenVinoSession, num_layers: int, lengths: list[int], batch_size: int, repeats: int
 ) -> list[DepthCosts]:
-    """Time every depth, interleaved: each repeat runs every case once, starting from another one."""
+    """Time every depth, interleaved: in each repeat every case has a turn, starting from another one."""
     every = list(range(1, num_layers + 1))
     policies = [Imposed(exit_layers=[depth]) for depth in every]
     whole, graph = session.without_exits(num_layers), session.with_exits(policies[0], every)
@@ -114,9 +116,10 @@ def _interleaved(cases: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any,
         start = repeat % len(names)
         for name in names[start:] + names[:start]:
             before = time.perf_counter()
-            cases[name]()
+            for _ in range(CALLS_PER_TURN):
+                cases[name]()
             total[name] += (time.perf_counter() - before) if repeat >= 0 else 0.0
-    return {name: seconds / repeats for name, seconds in total.items()}
+    return {name: seconds / (repeats * CALLS_PER_TURN) for name, seconds in total.items()}
 
 
 def _costs(length: int, every: list[int], mean_s: dict[Any, float]) -> DepthCosts:
