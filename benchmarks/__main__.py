@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     depths.add_argument("--length", type=int, nargs="+", default=[128, 32], help="tokens (default: 128 32)")
     depths.add_argument("--batch", type=int, default=1, help="rows a call (default: %(default)s)")
     depths.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
-    depths.add_argument("--repeats", type=int, default=30, help="interleaved repeats (default: %(default)s)")
+    depths.add_argument("--repeats", type=int, default=15, help="interleaved repeats (default: %(default)s)")
     depths.add_argument(
         "--recipe", choices=["float32", "bfloat16", "int8_static"], default="int8_static", help="default: %(default)s"
     )

@@ -1,7 +1,7 @@
 """What an exit costs by depth: random weights, exits imposed at each layer, against the network without exits.
 
-Timing only. The no-exit network, the graph and the stepped program run interleaved in one process; the embeddings, an
-exit head and a policy step are timed alone beside them.
+Timing only. Each turn of a case stands beside a turn of the no-exit network, so that a machine whose speed drifts moves
+both; the embeddings, an exit head and a policy step are timed alone.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModel
 
 from benchmarks.environment import environment
+from benchmarks.statistics import Interval, ratio_interval
 from models.network import ExitsConfig, MultiExitNetwork
 from models.policies import Imposed
 from quant.engines.openvino import OpenVinoSession
@@ -24,23 +25,26 @@ from quant.programs import Inputs
 from quant.recipes import Recipe, apply_recipe
 
 VOCABULARY = 30522
-WARM_UPS = 2
-# Calls of one case in a row, as a server would make them: alone after other programs, a call finds its caches cold.
-CALLS_PER_TURN = 8
+WARM_UPS = 1
+CALLS_PER_TURN = 6
 CALIBRATION_ROWS = 8
 
 
 class DepthRow(NamedTuple):
-    """Mean seconds of a call that leaves at `depth`, and its ratio to depth / L of the no-exit network."""
+    """What leaving at `depth` costs.
+
+    Efficiency is (depth / L x seconds of the no-exit network) / seconds of the graph, from calls that stood side by
+    side: 1 is a free exit.
+    """
 
     depth: int
     graph_s: float
     stepped_s: float
-    efficiency: float
+    efficiency: Interval
 
 
 class DepthCosts(NamedTuple):
-    """All figures of one input length. Efficiency is (depth / L x no_exit_s) / graph_s: 1 is a free exit."""
+    """All figures of one input length, in mean seconds a call."""
 
     length: int
     no_exit_s: float
@@ -77,7 +81,7 @@ def random_inputs(batch_size: int, length: int) -> Inputs:
 def measure_depths(
     session: OpenVinoSession, num_layers: int, lengths: list[int], batch_size: int, repeats: int
 ) -> list[DepthCosts]:
-    """Time every depth, interleaved: in each repeat every case has a turn, starting from another one."""
+    """Time every depth at every length."""
     every = list(range(1, num_layers + 1))
     policies = [Imposed(exit_layers=[depth]) for depth in every]
     whole, graph = session.without_exits(num_layers), session.with_exits(policies[0], every)
@@ -92,7 +96,6 @@ def measure_depths(
         hidden, mask = steps.embed(inputs)
         logits = steps.exit(0, hidden, mask)
         cases: dict[Any, Callable[[], Any]] = {
-            "no_exit": lambda inputs=inputs: whole.run(inputs, {}),
             "embeddings": lambda inputs=inputs: steps.embed(inputs),
             "exit_head": lambda hidden=hidden, mask=mask: steps.exit(0, hidden, mask),
             "policy_step": lambda logits=logits: policy_step.infer([logits]),
@@ -104,31 +107,43 @@ def measure_depths(
         for depth in every:
             left = graph.run(inputs, policies[depth - 1].dials(rows)).exit_layer
             assert (left == depth).all(), (depth, left)
-        found.append(_costs(length, every, _interleaved(cases, repeats)))
+        beside = _side_by_side(lambda inputs=inputs: whole.run(inputs, {}), cases, repeats)
+        found.append(_costs(length, every, beside))
     return found
 
 
-def _interleaved(cases: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
-    """Mean seconds of every case."""
-    names = list(cases)
-    total = dict.fromkeys(names, 0.0)
+def _side_by_side(
+    baseline: Callable[[], Any], cases: dict[Any, Callable[[], Any]], repeats: int
+) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
+    """Seconds a call of the baseline and of the case beside it, both [repeats], for every case."""
+    names, seconds = list(cases), {name: np.empty((2, repeats)) for name in cases}
     for repeat in range(-WARM_UPS, repeats):
         start = repeat % len(names)
         for name in names[start:] + names[:start]:
-            before = time.perf_counter()
-            for _ in range(CALLS_PER_TURN):
-                cases[name]()
-            total[name] += (time.perf_counter() - before) if repeat >= 0 else 0.0
-    return {name: seconds / (repeats * CALLS_PER_TURN) for name, seconds in total.items()}
+            pair = _turn(baseline), _turn(cases[name])
+            if repeat >= 0:
+                seconds[name][:, repeat] = pair
+    return {name: (pair[0], pair[1]) for name, pair in seconds.items()}
 
 
-def _costs(length: int, every: list[int], mean_s: dict[Any, float]) -> DepthCosts:
-    whole = mean_s["no_exit"]
+def _turn(call: Callable[[], Any]) -> float:
+    """Mean seconds of a few calls in a row, as a server makes them: the first finds the other program's data cached."""
+    call()
+    before = time.perf_counter()
+    for _ in range(CALLS_PER_TURN):
+        call()
+    return (time.perf_counter() - before) / CALLS_PER_TURN
+
+
+def _costs(length: int, every: list[int], beside: dict[Any, tuple[np.ndarray, np.ndarray]]) -> DepthCosts:
+    mean_s = {name: float(case.mean()) for name, (_, case) in beside.items()}
     rows = []
     for depth in every:
-        graph_s, stepped_s = mean_s["graph", depth], mean_s["stepped", depth]
-        rows.append(DepthRow(depth, graph_s, stepped_s, efficiency=depth / len(every) * whole / graph_s))
-    return DepthCosts(length, whole, rows, mean_s["embeddings"], mean_s["exit_head"], mean_s["policy_step"])
+        whole, graph = beside["graph", depth]
+        efficiency = ratio_interval(whole[:, None] * depth / len(every), graph[:, None])
+        rows.append(DepthRow(depth, mean_s["graph", depth], mean_s["stepped", depth], efficiency))
+    no_exit_s = float(np.mean([whole for whole, _ in beside.values()]))
+    return DepthCosts(length, no_exit_s, rows, mean_s["embeddings"], mean_s["exit_head"], mean_s["policy_step"])
 
 
 def print_costs(costs: DepthCosts, num_layers: int, console: Console) -> None:
@@ -143,8 +158,8 @@ def print_costs(costs: DepthCosts, num_layers: int, console: Console) -> None:
             f"{1e3 * row.graph_s:.2f}",
             f"{1e3 * row.stepped_s:.2f}",
             f"{1e3 * costs.no_exit_s * row.depth / num_layers:.2f}",
-            f"{row.efficiency:.3f}",
-            f"{costs.no_exit_s / row.graph_s:.2f}x",
+            "{:.3f} ({:.3f} to {:.3f})".format(*row.efficiency),
+            f"{row.efficiency.estimate * num_layers / row.depth:.2f}x",
         )
     console.print(table)
     console.print(
