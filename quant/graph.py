@@ -1,8 +1,8 @@
 """Early exit inside one OpenVINO graph: any batch size, every threshold, one inference call.
 
 Segments are spliced into one model. After each kept exit the policy's `step` is laid down as graph nodes and an `If`
-follows: its then-body runs the next stage on the rows that stay, alone, and scatters their answers over this stage's; its
-else-body answers at once. Bodies nest, the last layer innermost:
+follows: its then-body runs the next stage on the rows that stay, alone, and scatters their answers over this stage's;
+its else-body answers at once. Bodies nest, the last layer innermost:
 
     hidden, mask = embeddings(ids)
     stage(1):  hidden = layers(hidden);  logits = exit(hidden);  done, state = policy.step(logits, state)
