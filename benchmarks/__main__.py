@@ -129,26 +129,40 @@ def _run(options: argparse.Namespace, suite: "Suite") -> int:
 
 
 def _train(options: argparse.Namespace, suite: "Suite") -> int:
+    from benchmarks.session import planned_folders
     from models.training import fine_tune
 
     for task in suite.tasks:
         data = task.load(options.dataset_location, suite.seed)
         for checkpoint in suite.checkpoints:
-            if checkpoint.folder is None:
-                spec = checkpoint.training(task, suite.seed)
-                print(fine_tune(spec, data, options.checkpoints / spec.folder_name(data.data_hash)))
+            folders = planned_folders(checkpoint, task, suite.seed, data.data_hash, options.checkpoints)
+            for folder, training in folders:
+                if training is not None:
+                    print(fine_tune(training, data, folder))
+                    _print_exits(folder, task.headline_metric)
     return 0
 
 
+def _print_exits(folder: Path, metric: str) -> None:
+    """What each exit of a checkpoint is worth on `select`."""
+    import json
+
+    for entry in json.loads((folder / "training.json").read_text()).get("exits", []):
+        ece = f", calibration error {entry['ece']:.3f}" if "ece" in entry else ""
+        print(f"  exit {entry['layer']:2}: {metric} {entry['score']:.4f}{ece}")
+
+
 def _dry_run(suite: "Suite", only: str | None) -> int:
-    from benchmarks.suite import estimate, expand, layers_of, nothing_to_run, selected
+    from benchmarks.suite import check_fewer_layers, estimate, expand_all, layers_of, nothing_to_run, selected
 
     rows = minutes = disk = 0
     for task in suite.tasks:
         for checkpoint in suite.checkpoints:
-            method = checkpoint.method.kind if checkpoint.method else "folder"
-            runs = selected(expand(suite, task, f"{method}", layers_of(checkpoint)), only)
-            cost = estimate(suite, checkpoint, runs)
+            num_layers, method = layers_of(checkpoint), checkpoint.method.kind if checkpoint.method else "folder"
+            check_fewer_layers(checkpoint, num_layers)
+            names = [method, *(f"classifier-{layers}" for layers in checkpoint.fewer_layers)]
+            runs = selected(expand_all(suite, task, checkpoint, num_layers, names), only)
+            cost = estimate(suite, runs)
             for run in runs:
                 print(run.case)
             rows, minutes, disk = rows + len(runs), minutes + cost.minutes, disk + cost.disk_mb

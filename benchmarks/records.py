@@ -28,7 +28,12 @@ RECORDS = "records.jsonl"
 
 
 class CheckpointInfo(Config):
-    """The checkpoint a run used. `trained_seconds` is what fine-tuning took where it was trained."""
+    """The checkpoint a run used.
+
+    Attributes:
+        truncates: for the first layers of a larger network, fine-tuned alone: how many layers that network has.
+        trained_seconds: what fine-tuning took where it was trained.
+    """
 
     name: str
     method: str
@@ -36,6 +41,7 @@ class CheckpointInfo(Config):
     family: str
     backbone: str
     num_layers: int
+    truncates: int | None = None
     hash: str
     seed: int
     trained_seconds: float

@@ -1,7 +1,8 @@
 """Measures a session: records, replays, times and writes the records of all its runs.
 
-A session is one checkpoint on one task: its workers record every exit's logits once, replay every policy from them, and
-time every run live, turn by turn (A B A B ...), so that ratios inside a session see the same machine.
+A session is one checkpoint on one task (and its networks of fewer layers): its workers record every exit's logits once,
+replay every policy from them, and time every run live, turn by turn (A B A B ...), so that ratios inside a session see
+the same machine.
 """
 
 import hashlib
@@ -61,14 +62,14 @@ def measure(session: Session, say: Say) -> list[RunRecord]:
 
     A session is repeated whole when any of its runs is missing: a ratio needs both its sides in the same session.
     """
-    ids = {run.case: run_id(run, session.data.data_hash, session.checkpoint.hash) for run in session.runs}
+    ids = {run.case: run_id(run, session.data.data_hash, session.member(run).checkpoint.hash) for run in session.runs}
     existing = read_records(session.output) if (session.output / RECORDS).exists() else []
     done = {record.run_id for record in existing if record.status == "ok"}
     if set(ids.values()) <= done:
         say(f"  all {len(ids)} runs already measured in {session.output}")
         return []
     encoded = {
-        split: encode(rows, session.checkpoint.tokenizer, max_length(session))
+        split: encode(rows, session.main.tokenizer, max_length(session))
         for split, rows in session.data.splits.items()
         if split != "select"
     }
@@ -83,16 +84,16 @@ def measure(session: Session, say: Say) -> list[RunRecord]:
     return failed
 
 
-Key = tuple[str, str]
+Key = tuple[str, str, str]
 
 
 def _key(run: RunSpec) -> Key:
-    return recipe_label(run.recipe), engine_label(run.engine)
+    return run.checkpoint, recipe_label(run.recipe), engine_label(run.engine)
 
 
 @contextmanager
 def _workers(session: Session, encoded: dict[str, Encoded], threads: int) -> Iterator[dict[Key, Worker]]:
-    pad = session.checkpoint.network.backbone.config.pad_token_id
+    pad = session.main.network.backbone.config.pad_token_id
     length = max_length(session)
     workers: dict[Key, Worker] = {}
     try:
@@ -101,7 +102,7 @@ def _workers(session: Session, encoded: dict[str, Encoded], threads: int) -> Ite
                 continue
             rows, _ = calibration(session, run.recipe)
             spec = WorkerSpec(
-                checkpoint=session.folder,
+                checkpoint=session.member(run).folder,
                 recipe=run.recipe,
                 engine=run.engine,
                 threads=threads,
@@ -134,7 +135,7 @@ def _measure_shape(
         worker.ask("opened")  # all together: quantizing and converting is not timed
     for key, worker in workers.items():
         mine = [run for run in runs if _key(run.spec) == key]
-        say(f"  {shape.label}  {' on '.join(key)}: quantize, record, build")
+        say(f"  {shape.label}  {' on '.join(key[1:])}{_of(session, key)}: quantize, record, build")
         try:
             open_seconds[key] = worker.answer()
             recorded = worker("record", shape)
@@ -168,8 +169,14 @@ def _measure_shape(
     return failed
 
 
+def _of(session: Session, key: Key) -> str:
+    """Which network, where it is not the session's first."""
+    member = session.members[key[0]]
+    return "" if member.truncates is None else f" ({member.checkpoint.network.num_layers} of {member.depth} layers)"
+
+
 def _recording_id(run: _Measured, session: Session) -> str:
-    text = "|".join([session.folder.name, session.checkpoint.hash, *_key(run.spec), run.spec.shape.label])
+    text = "|".join([session.member(run.spec).checkpoint.hash, *_key(run.spec), run.spec.shape.label])
     return hashlib.sha256((text + session.data.data_hash).encode()).hexdigest()[:16]
 
 
@@ -191,7 +198,7 @@ def _replay_and_build(
     timed: list[int],
 ) -> None:
     """Scores and exits by replay, the live program, and how well the two agree on the timed rows."""
-    spec, layers = run.spec, session.checkpoint.network.num_layers
+    spec, layers = run.spec, session.member(run.spec).depth
     policy = spec.policy
     kept = [layer - 1 for layer in spec.exits]
     if policy.kind == "fixed":  # whatever the exits, the last kept one answers
@@ -280,7 +287,7 @@ def _record(
         num_classes=session.task.num_labels,
         data_hash=session.data.data_hash,
         split_counts=session.data.counts,
-        checkpoint=session.info,
+        checkpoint=session.member(spec).info,
         recipe=spec.recipe.model_dump(),
         engine=engine_label(spec.engine),
         with_exits=spec.with_exits,

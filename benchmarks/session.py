@@ -1,4 +1,4 @@
-"""A session: one checkpoint on one task with the runs to measure, and how a suite becomes sessions."""
+"""A session: what is measured turn by turn on one task, and how a suite becomes sessions."""
 
 import hashlib
 import json
@@ -10,7 +10,18 @@ import torch
 
 from benchmarks.environment import toolchain
 from benchmarks.records import Calibration, CheckpointInfo
-from benchmarks.suite import SMOKE_ROWS, RunSpec, Suite, expand, layers_of, nothing_to_run, selected
+from benchmarks.suite import (
+    SMOKE_ROWS,
+    CheckpointSpec,
+    RunSpec,
+    Suite,
+    check_fewer_layers,
+    expand,
+    expand_all,
+    layers_of,
+    nothing_to_run,
+    selected,
+)
 from models.checkpoints import Checkpoint, load_checkpoint
 from models.config import UserError
 from models.tasks import Task, TaskData
@@ -21,16 +32,25 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Session:
-    """One checkpoint on one task, ready to be measured."""
+class Member:
+    """A checkpoint of a session.
 
-    suite: Suite
-    task: Task
-    data: TaskData
+    Attributes:
+        truncates: layers of the network whose first layers these are, fine-tuned alone; None for a whole network.
+    """
+
     folder: Path
     checkpoint: Checkpoint
-    runs: list[RunSpec]
-    output: Path
+    truncates: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def depth(self) -> int:
+        """Layers that exits are counted over: the whole network's."""
+        return self.truncates or self.checkpoint.network.num_layers
 
     @property
     def info(self) -> CheckpointInfo:
@@ -38,17 +58,43 @@ class Session:
         curve = [entry for entry in list(training["curves"].values())[-1] if "eval_scores" in entry]
         best = max(curve, key=lambda entry: entry["eval_score"], default={"eval_scores": []})
         return CheckpointInfo(
-            name=self.folder.name,
+            name=self.name,
             method=config["method"]["kind"],
             method_options={key: value for key, value in config["method"].items() if key != "kind"},
             family=config["backbone"]["model_type"],
             backbone=TrainingSpec.model_validate(training["spec"]).start_name,
             num_layers=self.checkpoint.network.num_layers,
+            truncates=self.truncates,
             hash=self.checkpoint.hash,
             seed=training["spec"]["seed"],
             trained_seconds=training["seconds"],
             select_scores=best["eval_scores"],
         )
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is measured turn by turn: a checkpoint on one task, and its networks of fewer layers, if any.
+
+    Attributes:
+        members: by name, as runs give it; the checkpoint first. They share one tokenizer.
+    """
+
+    suite: Suite
+    task: Task
+    data: TaskData
+    members: dict[str, Member]
+    runs: list[RunSpec]
+    output: Path
+
+    def member(self, run: RunSpec) -> Member:
+        """The checkpoint of a run."""
+        return self.members[run.checkpoint]
+
+    @property
+    def main(self) -> Checkpoint:
+        """The checkpoint that has exits."""
+        return next(iter(self.members.values())).checkpoint
 
 
 def run_id(spec: RunSpec, data_hash: str, checkpoint_hash: str) -> str:
@@ -66,27 +112,43 @@ def sessions(
         UserError: whatever is wrong with data, checkpoint or products, or no run is left.
     """
     planned = [(task, spec, layers_of(spec)) for task in suite.tasks for spec in suite.checkpoints]
-    for task, _, num_layers in planned:  # refuse products that cannot run before hours of training
+    for task, spec, num_layers in planned:  # refuse products that cannot run before hours of training
+        check_fewer_layers(spec, num_layers)
         expand(suite, task, "", num_layers)
     for engine in suite.engines:
         engine.check()
     any_runs = False
     for task, spec, num_layers in planned:
         data = task.load(location, suite.seed)
-        training = None if spec.folder is not None else spec.training(task, suite.seed)
-        folder = checkpoints / training.folder_name(data.data_hash) if training else Path(spec.folder or "")
-        runs = selected(expand(suite, task, folder.name, num_layers), only)
+        folders = planned_folders(spec, task, suite.seed, data.data_hash, checkpoints)
+        runs = selected(expand_all(suite, task, spec, num_layers, [folder.name for folder, _ in folders]), only)
         if not runs:
             continue
         any_runs = True
-        if training is not None:
-            fine_tune(training, data, folder)
-        checkpoint = load_checkpoint(folder)
-        _check_fits(task, folder, checkpoint)
-        say(f"{task.name}: {folder.name}, {len(runs)} runs")
-        yield Session(suite, task, _few(data) if smoke else data, folder, checkpoint, runs, output)
+        members = {}
+        for folder, training in folders:
+            if not any(run.checkpoint == folder.name for run in runs):
+                continue
+            if training is not None:
+                fine_tune(training, data, folder)
+            checkpoint = load_checkpoint(folder)
+            _check_fits(task, folder, checkpoint)
+            truncates = None if folder == folders[0][0] else num_layers
+            members[folder.name] = Member(folder, checkpoint, truncates)
+        say(f"{task.name}: {', '.join(members)}, {len(runs)} runs")
+        yield Session(suite, task, _few(data) if smoke else data, members, runs, output)
     if not any_runs:
         raise nothing_to_run(suite, only)
+
+
+def planned_folders(
+    spec: CheckpointSpec, task: Task, seed: int, data_hash: str, checkpoints: Path
+) -> list[tuple[Path, TrainingSpec | None]]:
+    """The folder of a checkpoint and of each of its `fewer_layers`, with what trains it if it is not there."""
+    if spec.folder is not None:
+        return [(Path(spec.folder), None)]
+    trainings = [spec.training(task, seed), *spec.truncated(task, seed).values()]
+    return [(checkpoints / training.folder_name(data_hash), training) for training in trainings]
 
 
 def _few(data: TaskData) -> TaskData:
@@ -109,7 +171,7 @@ def _check_fits(task: Task, folder: Path, checkpoint: Checkpoint) -> None:
 def max_length(session: Session) -> int:
     """The longest input of a session, in tokens: the checkpoint's, or a shape's own."""
     lengths = [run.shape.length for run in session.runs if run.shape.length is not None]
-    return max([session.checkpoint.training["spec"]["train"]["max_seq_length"], *lengths])
+    return max([session.main.training["spec"]["train"]["max_seq_length"], *lengths])
 
 
 def calibration(session: Session, recipe: Recipe) -> tuple[list[int], Calibration | None]:

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from models.config import Config, UserError, explain, first_line, nearest, unknown
 from models.families import Backbone, Fresh, resolve_name
-from models.methods import Method, TrainConfig
+from models.methods import Classifier, Method, TrainConfig
 from models.policies import Fixed, Policy
 from models.tasks import Task
 from models.training import TrainingSpec
@@ -70,6 +70,8 @@ class CheckpointSpec(Config):
         method: how the exits are trained.
         backbone: what training starts from; or `classifier`, an already fine-tuned one that only gets exits.
         folder: a checkpoint folder written before; nothing is trained.
+        fewer_layers: also fine-tune the backbone's first k layers alone, without exits, for each k given, and time them
+            in the same session: truncated networks at their best.
     """
 
     method: Annotated[
@@ -79,6 +81,7 @@ class CheckpointSpec(Config):
     backbone: Backbone | None = None
     classifier: str | None = None
     folder: str | None = None
+    fewer_layers: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
@@ -86,6 +89,8 @@ class CheckpointSpec(Config):
         given = {name for name in ("method", "backbone", "classifier", "folder") if getattr(self, name) is not None}
         if given not in ({"folder"}, {"method", "backbone"}, {"method", "classifier"}):
             raise ValueError("a checkpoint is folder: alone, or method: with one of backbone: and classifier:")
+        if self.fewer_layers and self.backbone is None:
+            raise ValueError("fewer_layers: needs backbone:, whose first layers they are")
         return self
 
     def training(self, task: Task, seed: int) -> TrainingSpec:
@@ -99,6 +104,20 @@ class CheckpointSpec(Config):
             train=self.train,
             seed=seed,
         )
+
+    def truncated(self, task: Task, seed: int) -> dict[int, TrainingSpec]:
+        """The fine-tuning of each network of `fewer_layers`: the same backbone, rows, rates and pooling, no exits."""
+        pooling = getattr(self.method, "pooling", "first_token")
+        return {
+            layers: TrainingSpec(
+                task=task,
+                method=Classifier(pooling=pooling),
+                backbone=self.backbone.model_copy(update={"num_layers": layers}) if self.backbone else None,
+                train=self.train,
+                seed=seed,
+            )
+            for layers in self.fewer_layers
+        }
 
 
 class Shape(Config):
@@ -171,8 +190,12 @@ class Suite(Config):
     exclude: list[str] = Field(default_factory=list)
     on_unsupported: Literal["error", "skip"] = "error"
 
+    def excludes(self, run: "RunSpec") -> bool:
+        """Whether a pattern of `exclude` matches the run's case."""
+        return any(fnmatch(run.case, pattern) for pattern in self.exclude)
+
     def smoke(self) -> "Suite":
-        """Every case of every axis at toy size: few rows, tiny fresh backbones, one setting of each policy kind.
+        """Every case of every axis at toy size: few rows and layers, one setting of each policy kind.
 
         Not every product of them: engines after the first, which may take minutes to compile, take the last recipe.
         """
@@ -182,12 +205,14 @@ class Suite(Config):
 
         def small(spec: CheckpointSpec) -> CheckpointSpec:
             train = spec.train.model_copy(update={"max_rows": SMOKE_ROWS, "epochs": 1.0, "evaluations_per_epoch": 1})
-            backbone = spec.backbone
-            if isinstance(backbone, Fresh):
-                sizes = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 64}
-                layers = min(backbone.num_layers, max([SMOKE_LAYERS, *named]))
-                backbone = backbone.model_copy(update=sizes | {"num_layers": layers})
-            return spec.model_copy(update={"train": train, "backbone": backbone})
+            fewer, backbone = spec.fewer_layers[:1], spec.backbone
+            if backbone is not None:
+                enough = max([SMOKE_LAYERS, *named, *(layers + 1 for layers in fewer)])
+                sizes: dict[str, Any] = {"num_layers": min(layers_of(spec), enough)}
+                if isinstance(backbone, Fresh):
+                    sizes |= {"hidden_size": 32, "num_heads": 2, "intermediate_size": 64}
+                backbone = backbone.model_copy(update=sizes)
+            return spec.model_copy(update={"train": train, "backbone": backbone, "fewer_layers": fewer})
 
         recipes = [
             recipe.model_copy(update={"calibration_rows": 4}) if isinstance(recipe, Int8Static) else recipe
@@ -306,7 +331,7 @@ def _key_path(problem: Any, raw: dict[str, Any]) -> list[str | int]:
 
 def layers_of(spec: CheckpointSpec) -> int:
     """L of a checkpoint before it exists, from its backbone's configuration."""
-    if isinstance(spec.backbone, Fresh):
+    if spec.backbone is not None and spec.backbone.num_layers is not None:
         return spec.backbone.num_layers
     name = spec.folder or spec.classifier or (spec.backbone.name if spec.backbone else "")
     if spec.folder:
@@ -323,6 +348,34 @@ def layers_of(spec: CheckpointSpec) -> int:
             f"backbone {name!r} is neither a readable local folder, a reachable hub model nor a known short name "
             f"({first_line(error)})"
         ) from error
+
+
+def expand_whole(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> list[RunSpec]:
+    """The runs of a checkpoint that has no trained exits but its last: the whole of it, in every recipe and shape."""
+    axes = itertools.product(suite.recipes, suite.engines, suite.shapes)
+    runs = [
+        RunSpec(task, checkpoint, recipe, engine, False, (num_layers,), Fixed(), shape)
+        for recipe, engine, shape in axes
+    ]
+    return [run for run in runs if not suite.excludes(run)]
+
+
+def check_fewer_layers(spec: CheckpointSpec, num_layers: int) -> None:
+    """Refuse depths that are not below the whole network's, or given twice."""
+    wrong = [layers for layers in spec.fewer_layers if layers >= num_layers or spec.fewer_layers.count(layers) > 1]
+    if wrong:
+        raise UserError(
+            f"fewer_layers: {wrong[0]} must lie below the network's {num_layers} layers and stand there once"
+        )
+
+
+def expand_all(suite: Suite, task: Task, spec: CheckpointSpec, num_layers: int, names: list[str]) -> list[RunSpec]:
+    """The runs of a checkpoint and of its networks of fewer layers, whose names follow its own."""
+    with_exits = not isinstance(spec.method, Classifier)
+    runs = (expand if with_exits else expand_whole)(suite, task, names[0], num_layers)
+    for name, layers in zip(names[1:], spec.fewer_layers, strict=True):
+        runs += expand_whole(suite, task, name, layers)
+    return runs
 
 
 def expand(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> list[RunSpec]:
@@ -351,7 +404,7 @@ def expand(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> list[R
         else:
             kept = tuple(range(1, num_layers + 1)) if exits == "all" else tuple(exits)
         run = RunSpec(task, checkpoint, recipe, engine, exits != "none", kept, policy, shape)
-        if not any(fnmatch(run.case, pattern) for pattern in suite.exclude):
+        if not suite.excludes(run):
             runs.setdefault(run.case, run)
     return list(runs.values())
 
@@ -389,10 +442,12 @@ class Estimate:
     disk_mb: float
 
 
-def estimate(suite: Suite, checkpoint: CheckpointSpec, runs: list[RunSpec]) -> Estimate:
+def estimate(suite: Suite, runs: list[RunSpec]) -> Estimate:
     """Rough minutes and disk of one session: half a minute a worker, and so many row-layers a second."""
     row_layers_per_second = 1500.0
-    workers = {(recipe_label(run.recipe), engine_label(run.engine), run.shape.thread_count) for run in runs}
+    workers = {
+        (run.checkpoint, recipe_label(run.recipe), engine_label(run.engine), run.shape.thread_count) for run in runs
+    }
     passes = suite.timing.rows * (suite.timing.repeats + 3)
     layers = sum(run.exits[-1] for run in runs)
     seconds = 30.0 * len(workers) + layers * passes / row_layers_per_second

@@ -92,7 +92,6 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         config = json.loads((folder / CONFIG).read_text())
         training = json.loads((folder / TRAINING).read_text())
         backbone_config = AutoConfig.for_model(**config["backbone"])
-        # Eager attention is plain matrix products and a softmax, which every exporter and kernel library handles.
         backbone = AutoModel.from_config(backbone_config, attn_implementation="sdpa")
         network = MultiExitNetwork(backbone, ExitsConfig(**config["exits"]), config["num_labels"])
         network.load_state_dict(load_file(folder / WEIGHTS))

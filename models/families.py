@@ -61,10 +61,19 @@ FAMILIES: dict[str, Family] = {
 
 
 class Pretrained(Config):
-    """A backbone by hub name, local folder, or one of the short names in `SHORT_NAMES`."""
+    """A backbone by hub name, local folder, or one of the short names in `SHORT_NAMES`.
+
+    `num_layers` keeps the first layers only: fewer layers, trained as such, are what early exit must beat.
+    """
 
     kind: Literal["pretrained"] = "pretrained"
     name: str
+    num_layers: int | None = Field(default=None, ge=1)
+
+    @property
+    def label(self) -> str:
+        """A name for tables and folders, such as `minilm` or `minilm-3`."""
+        return "-".join([Path(self.name).name, *([] if self.num_layers is None else [str(self.num_layers)])])
 
 
 class Fresh(Config):
@@ -85,8 +94,8 @@ class Fresh(Config):
     initializer_range: float = Field(default=0.02, gt=0)
 
     @property
-    def name(self) -> str:
-        """A name for tables, such as `bert-6x256`."""
+    def label(self) -> str:
+        """A name for tables and folders, such as `bert-6x256`."""
         return f"{self.family}-{self.num_layers}x{self.hidden_size}"
 
 
@@ -137,7 +146,14 @@ def load_pretrained(spec: Pretrained) -> tuple[PreTrainedModel, PreTrainedTokeni
             raise UserError(
                 f"backbone {spec.name!r} is of family {config.model_type!r}; supported: {', '.join(FAMILIES)}"
             )
-        backbone = AutoModel.from_pretrained(source, attn_implementation="sdpa", dtype=torch.float32)
+        num_layers = spec.num_layers or config.num_hidden_layers
+        if num_layers > config.num_hidden_layers:
+            raise UserError(
+                f"backbone {spec.name!r} has {config.num_hidden_layers} layers; num_layers {num_layers} is beyond them"
+            )
+        backbone = AutoModel.from_pretrained(
+            source, num_hidden_layers=num_layers, attn_implementation="sdpa", dtype=torch.float32
+        )
         tokenizer = load_tokenizer(source)
     except (OSError, ValueError, SafetensorError) as error:
         known = ", ".join(SHORT_NAMES)

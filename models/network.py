@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from models.config import Config
@@ -18,12 +19,23 @@ class ExitsConfig(Config):
     """What an exit is made of.
 
     Attributes:
-        pooling: what the pooler reads: the first token (as the references do), or the mean over the tokens.
-        pooler: one pooler for all exits (PABEE), or one each (DeeBERT).
+        head: `pooler` (linear, tanh, classifier, as PABEE and DeeBERT have) or `attention` (FastBERT's student).
+        pooling: what a vector is made from: the first token (as the references do), or the mean over the tokens.
+        pooler: for head `pooler`, one pooler for all exits (PABEE) or one each (DeeBERT); attention heads are never
+            shared.
     """
 
+    head: Literal["pooler", "attention"] = "pooler"
     pooling: Literal["first_token", "mean"] = "first_token"
     pooler: Literal["shared", "per_exit"] = "shared"
+
+
+def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Hidden [B, T, H] and additive mask [B, 1, 1, T] -> [B, H]."""
+    if pooling == "first_token":
+        return hidden[:, 0]
+    kept = (mask[:, 0, 0, :] > MASKED / 2).to(hidden.dtype).unsqueeze(-1)
+    return (hidden * kept).sum(dim=1) / kept.sum(dim=1)
 
 
 class Exit(nn.Module):
@@ -35,10 +47,7 @@ class Exit(nn.Module):
 
     def pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """[B, T, H] -> [B, H], what the pooler reads."""
-        if self.pooling == "first_token":
-            return hidden[:, 0]
-        kept = (mask[:, 0, 0, :] > MASKED / 2).to(hidden.dtype).unsqueeze(-1)
-        return (hidden * kept).sum(dim=1) / kept.sum(dim=1)
+        return pool(hidden, mask, self.pooling)
 
     def classify(self, pooled: torch.Tensor) -> torch.Tensor:
         """[B, H] -> [B, C]."""
@@ -46,6 +55,35 @@ class Exit(nn.Module):
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self.classify(self.pool(hidden, mask))
+
+
+class AttentionExit(nn.Module):
+    """FastBERT's student (Liu et al. 2020, section 3.1.3): the tokens, made narrow, attend to each other once more.
+
+    Down-projection to `WIDTH` and tanh, one self-attention of `HEADS` heads, pooling, linear and tanh, classifier:
+    hidden [B, T, H] and mask [B, 1, 1, T] -> logits [B, C].
+    """
+
+    WIDTH, HEADS = 128, 2
+
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float, pooling: str):
+        super().__init__()
+        self.down, self.pooling = nn.Linear(hidden_size, self.WIDTH), pooling
+        self.query, self.key, self.value, self.output, self.dense = (
+            nn.Linear(self.WIDTH, self.WIDTH) for _ in range(5)
+        )
+        self.dropout, self.classifier = nn.Dropout(dropout), nn.Linear(self.WIDTH, num_labels)
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        narrow = torch.tanh(self.down(hidden))
+
+        def heads(projection: nn.Linear) -> torch.Tensor:
+            return projection(narrow).unflatten(-1, (self.HEADS, -1)).transpose(1, 2)
+
+        attended = F.scaled_dot_product_attention(heads(self.query), heads(self.key), heads(self.value), attn_mask=mask)
+        mixed = self.output(attended.transpose(1, 2).flatten(-2))
+        pooled = pool(mixed, mask, self.pooling)
+        return self.classifier(self.dropout(torch.tanh(self.dense(pooled))))
 
 
 class MultiExitNetwork(nn.Module):
@@ -62,24 +100,31 @@ class MultiExitNetwork(nn.Module):
         self.exits_config, self.num_labels = exits, num_labels
         self.num_layers: int = config.num_hidden_layers
         pretrained = self.family.pooler(backbone)
-        self.poolers = nn.ModuleList(
-            nn.Linear(config.hidden_size, config.hidden_size)
-            for _ in range(1 if exits.pooler == "shared" else self.num_layers)
+        backbone.pooler = None  # pyright: ignore[reportArgumentType]
+        self.backbone = backbone
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        with_pooler = exits.head == "pooler"
+        poolers = (1 if exits.pooler == "shared" else self.num_layers) if with_pooler else 0
+        self.poolers = nn.ModuleList(nn.Linear(config.hidden_size, config.hidden_size) for _ in range(poolers))
+        self.classifiers = nn.ModuleList(
+            nn.Linear(config.hidden_size, num_labels) for _ in range(self.num_layers if with_pooler else 0)
+        )
+        self.heads = nn.ModuleList(
+            AttentionExit(config.hidden_size, num_labels, config.hidden_dropout_prob, exits.pooling)
+            for _ in range(0 if with_pooler else self.num_layers)
         )
         if pretrained is not None:
             for pooler in self.poolers:
                 pooler.load_state_dict(pretrained.state_dict())
-        backbone.pooler = None  # pyright: ignore[reportArgumentType]
-        self.backbone = backbone
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifiers = nn.ModuleList(nn.Linear(config.hidden_size, num_labels) for _ in range(self.num_layers))
         for classifier in self.classifiers:
             nn.init.normal_(classifier.weight, std=config.initializer_range)  # pyright: ignore[reportArgumentType]
             nn.init.zeros_(classifier.bias)  # pyright: ignore[reportArgumentType]
 
     @property
-    def exits(self) -> list[Exit]:
-        """The L exits in order, as modules over the registered poolers and classifiers."""
+    def exits(self) -> list[nn.Module]:
+        """The L exits in order, as modules over the registered parameters."""
+        if self.exits_config.head == "attention":
+            return list(self.heads)
         return [
             Exit(self.poolers[i % len(self.poolers)], self.dropout, classifier, self.exits_config.pooling)  # pyright: ignore
             for i, classifier in enumerate(self.classifiers)

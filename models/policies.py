@@ -11,6 +11,7 @@ whatever `done` says. To add a policy, write its class and add it to `Policy`: s
 in-graph programs take it from there.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -145,6 +146,31 @@ class Entropy(PolicyConfig):
         return np.abs(entropy(NumpyOps(), logits) - self.threshold)
 
 
+class Uncertainty(PolicyConfig):
+    """Leave when the entropy, divided by its largest value ln C, is below `speed`, strictly.
+
+    FastBERT: Liu et al. 2020, section 3.3: a higher `speed` leaves earlier, and means the same for any number of
+    classes.
+    """
+
+    classification_only: ClassVar[bool] = True
+
+    kind: Literal["uncertainty"] = "uncertainty"
+    speed: float = Field(ge=0, le=1)
+
+    def dials(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"speed": np.asarray(self.speed, np.float32)}
+
+    @staticmethod
+    def step(
+        ops: Ops, layer: int, logits: Array, state: NamedTuple, dials: dict[str, Array]
+    ) -> tuple[Array, NamedTuple]:
+        return ops.less(uncertainty(ops, logits), dials["speed"]), state
+
+    def margin(self, logits: np.ndarray) -> np.ndarray:
+        return np.abs(uncertainty(NumpyOps(), logits) - self.speed)
+
+
 class Confidence(PolicyConfig):
     """Leave when the largest class probability is above `threshold`, strictly."""
 
@@ -193,13 +219,18 @@ class Imposed(PolicyConfig):
         return ops.either(never, ops.less(state.exit_layer, layer + 0.5)), state
 
 
-Policy = Annotated[Fixed | Patience | Entropy | Confidence | Imposed, Field(discriminator="kind")]
+Policy = Annotated[Fixed | Patience | Entropy | Uncertainty | Confidence | Imposed, Field(discriminator="kind")]
 
 
 def entropy(ops: Ops, logits: Array) -> Array:
     """Entropy in nats of softmax(logits) over the last axis, from log_softmax so that it cannot overflow."""
     log_p = ops.log_softmax(logits)
     return ops.sub(0.0, ops.sum(ops.mul(ops.exp(log_p), log_p)))
+
+
+def uncertainty(ops: Ops, logits: Array) -> Array:
+    """Entropy as a share of the largest possible, ln C: 0 is certain, 1 knows nothing."""
+    return ops.mul(entropy(ops, logits), 1 / math.log(ops.classes(logits)))
 
 
 def largest_probability(ops: Ops, logits: Array) -> Array:

@@ -24,7 +24,7 @@ from models.policies import Policy
 from quant.openvino_ops import OpenVinoOps
 from quant.segments import INPUT_NAMES
 
-LOGITS, EXIT_LAYER = "logits", "exit_layer"
+LOGITS, EXIT_LAYER, LABEL, SCORES = "logits", "exit_layer", "label", "scores"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def recording_model(segments: OpenVinoSegments, exits: Sequence[int]) -> ov.Mode
 
 
 def exit_model(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int]) -> ov.Model:
-    """The network with its exits inside.
+    """The network with its exits inside: logits [B, C] and exit_layer [B].
 
     Args:
         segments: the network's segments.
@@ -100,6 +100,23 @@ def exit_model(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int])
             given per row).
         exits: kept exits, ascending; the last one answers all rows left.
     """
+    parameters, logits, exit_layer = _early_exit(segments, policy, exits)
+    return _model([_named(logits, LOGITS), _named(exit_layer, EXIT_LAYER)], parameters, "early_exit")
+
+
+def serving_model(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int]) -> ov.Model:
+    """The same, answering what servers ask: label [B], scores [B, C] (regression: only these) and exit_layer [B]."""
+    parameters, logits, exit_layer = _early_exit(segments, policy, exits)
+    if logits.get_partial_shape()[1].get_length() == 1:
+        results = [_named(logits, SCORES)]
+    else:
+        label = ov_ops.convert(OpenVinoOps().argmax(logits), "i64").output(0)
+        results = [_named(label, LABEL), _named(ov_ops.softmax(logits, -1).output(0), SCORES)]
+    return _model([*results, _named(exit_layer, EXIT_LAYER)], parameters, "early_exit")
+
+
+def _early_exit(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int]) -> tuple[list[Any], Any, Any]:
+    """Parameters (inputs, then dials), logits [B, C] and exit layers [B]."""
     parameters = _inputs()
     dials = {}
     for name, value in policy.dials(np.arange(1)).items():
@@ -111,8 +128,7 @@ def exit_model(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int])
     answer = _stage(segments, policy, list(exits), 0, hidden, mask, state, dial_outputs)
     logits, exit_layer = ov_ops.variadic_split(answer, _index(1), _index(-1, 1)).outputs()
     exit_layer = ov_ops.convert(ov_ops.squeeze(exit_layer, _index(1)), "i64").output(0)
-    results = [_named(logits, LOGITS), _named(exit_layer, EXIT_LAYER)]
-    return _model(results, [*parameters, *dials.values()], "early_exit")
+    return [*parameters, *dials.values()], logits, exit_layer
 
 
 def step_model(policy: Policy, num_labels: int) -> ov.Model:

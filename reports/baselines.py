@@ -1,4 +1,4 @@
-"""Which run each speed-up is over: whole networks without exits, of the same session, checkpoint and shape."""
+"""Which run each speed-up is over: whole networks without exits, of the same session and shape."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -22,10 +22,11 @@ def is_int8(record: RunRecord) -> bool:
 
 
 def timed_together(record: RunRecord) -> tuple[str, ...]:
-    """What two runs must share for a speed-up between them: task, session, checkpoint and shape."""
-    checkpoint = record.checkpoint
-    trained = (checkpoint.name, checkpoint.hash) if checkpoint else ("", "")
-    return (record.task, record.session, shape_label(record.shape), *trained)
+    """What two runs must share for a speed-up between them: task, shape, and session, hence the checkpoint.
+
+    A session measures one checkpoint, and beside it that network's first layers, trained alone.
+    """
+    return record.task, record.session, shape_label(record.shape)
 
 
 def find_baselines(records: list[RunRecord], timings: dict[str, Timings]) -> dict[str, dict[str, str]]:

@@ -84,7 +84,7 @@ def _panel(axes: Axes, shown: list[Row], points: list[Row], front: list[Row], x:
     ladders: dict[tuple, list[Row]] = defaultdict(list)
     for row in shown:
         if row["role"] in WITHOUT_EXITS:
-            ladders[row["session"], row["checkpoint"], row["recipe"]].append(row)
+            ladders[row["session"], row["method"], row["recipe"]].append(row)
     for (_, _, recipe), ladder in ladders.items():
         steps = sorted(ladder, key=lambda row: row["mean_exit_layer"])
         line = LINES.get(kind_of(recipe), "-")

@@ -32,9 +32,9 @@ def is_full_depth(record: RunRecord) -> bool:
 
 
 def num_layers(record: RunRecord) -> int | None:
-    """L, where the record knows its checkpoint or has counted exits."""
+    """L of the whole network, where the record knows its checkpoint or has counted exits."""
     if record.checkpoint is not None:
-        return record.checkpoint.num_layers
+        return record.checkpoint.truncates or record.checkpoint.num_layers
     return next((len(counts) for counts in record.exit_counts.values()), None)
 
 
@@ -67,7 +67,8 @@ def configuration_label(record: RunRecord) -> str:
         if is_full_depth(record):
             return "no exits"
         depth = exits_label(record).removeprefix("truncated@")
-        return f"{depth} of {layers} layers" if layers else f"{depth} layers"
+        alone = ", trained alone" if record.checkpoint and record.checkpoint.truncates else ""
+        return (f"{depth} of {layers} layers" if layers else f"{depth} layers") + alone
     all_kept = layers is not None and record.exits == list(range(1, layers + 1))
     return policy_label(record) if all_kept else f"{policy_label(record)} at {record.exits}"
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.records import RunRecord
+from benchmarks.records import CheckpointInfo, RunRecord
 from reports.runs import Row, Runs
 
 BASELINE_NAMES = {
@@ -95,9 +95,14 @@ def _checkpoints(records: list[RunRecord]) -> list[str]:
     known = {record.checkpoint.name: record.checkpoint for record in records if record.checkpoint is not None}
     return [
         f"Checkpoint {info.name}: {info.method}{_options(info.method_options)} on {info.family} ({info.backbone}), "
-        f"{info.num_layers} layers, fine-tuned in {info.trained_seconds:.0f} s (seed {info.seed})."
+        f"{_layers(info)}, fine-tuned in {info.trained_seconds:.0f} s (seed {info.seed})."
         for info in known.values()
     ]
+
+
+def _layers(info: CheckpointInfo) -> str:
+    whole = info.truncates
+    return f"{info.num_layers} layers" if whole is None else f"the first {info.num_layers} of {whole} layers alone"
 
 
 def _options(options: dict[str, Any]) -> str:

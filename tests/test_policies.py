@@ -24,6 +24,7 @@ from models.policies import (
     Imposed,
     Patience,
     Policy,
+    Uncertainty,
     entropy,
     largest_probability,
     replay,
@@ -33,6 +34,7 @@ from quant.openvino_ops import OpenVinoOps
 
 KINDS: tuple[Any, ...] = get_args(get_args(Policy)[0])
 MAX_LAYERS = 5
+BY_THRESHOLD = (Entropy, Uncertainty, Confidence)
 # Below this distance from its threshold, a decision may turn with the last bits of exp and log.
 MARGIN = 1e-5
 
@@ -46,6 +48,7 @@ POLICIES: dict[type, st.SearchStrategy] = {
         Patience, patience=st.integers(0, MAX_LAYERS), regression_threshold=st.floats(0.015625, 4, width=32)
     ),
     Entropy: st.builds(Entropy, threshold=thresholds),
+    Uncertainty: st.builds(Uncertainty, speed=st.floats(0, 1, width=32)),
     Confidence: st.builds(Confidence, threshold=st.floats(0, 1, width=32)),
     Imposed: st.builds(Imposed, exit_layers=st.lists(st.integers(1, MAX_LAYERS), min_size=1, max_size=4)),
 }
@@ -108,6 +111,10 @@ def leaves_entropy(policy: Entropy, seen: np.ndarray, layers: list[int], row: in
     return plain_entropy(seen[-1]) < policy.threshold
 
 
+def leaves_uncertainty(policy: Uncertainty, seen: np.ndarray, layers: list[int], row: int) -> bool:
+    return plain_entropy(seen[-1]) / math.log(len(seen[-1])) < policy.speed
+
+
 def leaves_confidence(policy: Confidence, seen: np.ndarray, layers: list[int], row: int) -> bool:
     return max(plain_softmax(seen[-1])) > policy.threshold
 
@@ -120,6 +127,7 @@ LEAVES: dict[type, Callable[..., bool]] = {
     Fixed: leaves_fixed,
     Patience: leaves_patience,
     Entropy: leaves_entropy,
+    Uncertainty: leaves_uncertainty,
     Confidence: leaves_confidence,
     Imposed: leaves_imposed,
 }
@@ -139,7 +147,7 @@ def plain_exit(policy: Any, logits: np.ndarray, exits: list[int], row: int) -> i
 def test_replay_follows_the_rule(kind: type, data: st.DataObject):
     policy, logits, exits = data.draw(runs(kind))
     answer = replay(policy, logits, exits)
-    sure = answer.margin > MARGIN if kind in (Entropy, Confidence) else np.ones(logits.shape[1], bool)
+    sure = answer.margin > MARGIN if kind in BY_THRESHOLD else np.ones(logits.shape[1], bool)
     expected = np.array([plain_exit(policy, logits, exits, row) for row in range(logits.shape[1])])
     np.testing.assert_array_equal(answer.exit_layer[sure], expected[sure])
     positions = [exits.index(layer) for layer in answer.exit_layer]
@@ -339,7 +347,12 @@ def test_impossible_policies_are_refused(given_policy: dict[str, Any]):
 def compiled_steps(kind: type, layers: int, classes: int) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """`start` and `layers` folds of `step` as one OpenVINO graph of nothing else: done and state after each fold."""
     ops = OpenVinoOps()
-    example = {Fixed: Fixed(), Patience: Patience(patience=1), Imposed: Imposed(exit_layers=[1])}
+    example = {
+        Fixed: Fixed(),
+        Patience: Patience(patience=1),
+        Uncertainty: Uncertainty(speed=0.5),
+        Imposed: Imposed(exit_layers=[1]),
+    }
     policy = example.get(kind) or kind(threshold=0.5)
     logits: list[Any] = [ov_ops.parameter([-1, classes], np.float32, name=f"logits_{i}") for i in range(layers)]
     dials: dict[str, Any] = {
@@ -380,7 +393,7 @@ def test_the_compiled_step_is_the_numpy_step(kind: type, data: st.DataObject):
     compiled = compiled_steps(kind, layers, logits.shape[-1])({f"logits_{i}": x for i, x in enumerate(logits)} | dials)
     state = policy.start(ops, rows, dials)
     # Comparisons and counts agree to the bit; what passes through exp and log may differ near its threshold.
-    margin = policy.margin(logits) if kind in (Entropy, Confidence) else np.full(logits.shape[:2], np.inf)
+    margin = policy.margin(logits) if kind in BY_THRESHOLD else np.full(logits.shape[:2], np.inf)
     for i, layer_logits in enumerate(logits):
         done, state = policy.step(ops, i + 1, layer_logits, state, dials)
         assert done.dtype == bool

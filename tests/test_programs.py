@@ -29,6 +29,7 @@ from models.policies import (
     Imposed,
     Patience,
     PolicyConfig,
+    Uncertainty,
     entropy,
     largest_probability,
     replay,
@@ -49,6 +50,7 @@ POLICIES: list[Any] = [
     Fixed(layer=2),
     Patience(patience=1, regression_threshold=1.0),
     Entropy(threshold=0.5),
+    Uncertainty(speed=0.4),
     Confidence(threshold=0.7),
     Imposed(exit_layers=[1, 3, 2, 3]),
 ]
@@ -68,21 +70,26 @@ class Case(NamedTuple):
     @property
     def network(self) -> tiny.MultiExitNetwork:
         """The same for all recipes."""
-        return network(self.family, self.exits.pooling, self.exits.pooler, self.num_labels)
+        return network(self.family, self.exits.model_dump_json(), self.num_labels)
 
     @property
     def name(self) -> str:
         """For test ids."""
-        parts = [self.family, self.exits.pooler, self.exits.pooling, self.recipe]
+        head = self.exits.pooler if self.exits.head == "pooler" else self.exits.head
+        parts = [self.family, head, self.exits.pooling, self.recipe]
         return "-".join([*parts, "regression"] if self.num_labels == 1 else parts)
 
 
-# Both methods' exits, and both poolings, in every family and recipe; in BERT's float32 all four structures.
+# Shared poolers and one each, and both poolings, in every family and recipe; in BERT's float32 all four structures.
+# Attention heads, on either pooling, in BERT's every recipe and in INT8 of every family.
 DIAGONAL = [ExitsConfig(pooling="first_token", pooler="shared"), ExitsConfig(pooling="mean", pooler="per_exit")]
 OTHERS = [ExitsConfig(pooling="first_token", pooler="per_exit"), ExitsConfig(pooling="mean", pooler="shared")]
 CASES = [Case(*which) for which in product(tiny.FAMILIES, DIAGONAL, RECIPES)]
 CASES += [Case("bert", exits, "float32") for exits in OTHERS]
 CASES += [Case("roberta", tiny.PABEE, "float32", num_labels=1)]
+ATTENTION = [tiny.FASTBERT, tiny.FASTBERT.model_copy(update={"pooling": "mean"})]
+CASES += [Case("bert", ATTENTION[i % 2], recipe) for i, recipe in enumerate(RECIPES)]
+CASES += [Case("roberta", ATTENTION[1], "int8_static"), Case("albert", ATTENTION[0], "int8_static")]
 
 
 def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,12 +131,12 @@ def body(family: str) -> PreTrainedModel:
 
 
 @cache
-def network(family: str, pooling: Any, pooler: Any, num_labels: int) -> tiny.MultiExitNetwork:
+def network(family: str, exits: str, num_labels: int) -> tiny.MultiExitNetwork:
     """Two different exits, the first of them once more at the end."""
-    made = tiny.with_exits(body(family), ExitsConfig(pooling=pooling, pooler=pooler), num_labels)
-    made.classifiers[-1] = made.classifiers[0]
-    if pooler == "per_exit":
-        made.poolers[-1] = made.poolers[0]
+    made = tiny.with_exits(body(family), ExitsConfig.model_validate_json(exits), num_labels)
+    for parts in (made.poolers, made.classifiers, made.heads):
+        if len(parts) == LAYERS:
+            parts[-1] = parts[0]
     return made
 
 

@@ -1,4 +1,4 @@
-"""PABEE and DeeBERT against a second, plain transcription of their definitions.
+"""Every method against a second, plain transcription of its definition.
 
 The transcription takes `transformers` modules as they are and shares no code with ours: its own masks, poolers, loops
 and losses, one row at a time where the definition does so. Only the weights are ours, read from the state dict.
@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.methods import DeeBert, Distillation, Pabee
+from models.methods import DeeBert, Distillation, FastBert, Pabee, RomeBert, without_conflict
 from models.policies import Entropy, Patience, replay
 from tests import tiny
 
@@ -275,3 +275,82 @@ def test_the_teacher_does_not_learn_from_its_pupils():
     assert logits.grad is not None
     assert (logits.grad[-1] == 0).all()
     assert (logits.grad[:-1] != 0).any()
+
+
+@label_counts
+def test_pabee_with_equal_weights(num_labels: int):
+    logits, arrays, labels = loss_inputs(num_labels)
+    expected = sum(plain_loss(exit_logits, labels.numpy()) for exit_logits in arrays) / LAYERS
+    assert float(Pabee(layer_weights="uniform").loss(logits, labels)) == pytest.approx(expected, rel=LOSS_TOLERANCE)
+
+
+def taught(student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
+    """What a student learns from a teacher: KL(teacher || student), or the squared distance in regression."""
+    if student.shape[-1] == 1:
+        return float(np.mean((student.astype(np.float64) - teacher) ** 2))
+    return plain_divergence(student, teacher, temperature)
+
+
+@label_counts
+def test_romebert_loss(num_labels: int):
+    """CE_L + sum_{i<L} [(1 - g) CE_i + g T^2 KL_i], g = 0.9, T = 3."""
+    logits, arrays, labels = loss_inputs(num_labels)
+    expected = plain_loss(arrays[-1], labels.numpy())
+    for exit_logits in arrays[:-1]:
+        kl = taught(exit_logits, arrays[-1], 3.0) * (9 if num_labels > 1 else 1)
+        expected += 0.1 * plain_loss(exit_logits, labels.numpy()) + 0.9 * kl
+    assert float(RomeBert().loss(logits, labels)) == pytest.approx(expected, rel=LOSS_TOLERANCE)
+    network = tiny.network("bert", tiny.DEEBERT, num_labels, num_layers=LAYERS)
+    (stage,) = RomeBert().stages(network, fine_tuned=False)
+    assert stage.protected is not None
+    assert float(stage.protected(logits, labels)) == pytest.approx(plain_loss(arrays[-1], labels.numpy()), rel=1e-6)
+
+
+@label_counts
+def test_fastbert_losses(num_labels: int):
+    """Stage 1: the teacher's; stage 2: each student's divergence from the teacher, whatever the labels are."""
+    logits, arrays, labels = loss_inputs(num_labels)
+    network = tiny.network("bert", tiny.FASTBERT, num_labels, num_layers=LAYERS)
+    first, second = FastBert().stages(network, fine_tuned=False)
+    assert float(first.loss(logits, labels)) == pytest.approx(plain_loss(arrays[-1], labels.numpy()), rel=1e-6)
+    expected = sum(taught(exit_logits, arrays[-1], 1.0) for exit_logits in arrays[:-1])
+    assert float(second.loss(logits, labels)) == pytest.approx(expected, rel=LOSS_TOLERANCE)
+    assert torch.equal(second.loss(logits, labels), second.loss(logits, labels.flip(0)))
+
+
+def test_an_attention_exit():
+    """FastBERT's student, one sentence and one head at a time, over its real tokens alone."""
+    network = tiny.network("bert", tiny.FASTBERT, num_layers=2)
+    given, state = tiny.encoded(5), dict(network.heads[1].state_dict())
+    states, mask = network.hidden_states(**tiny.tensors(tiny.batch(given, range(5), "bert")))
+    logits = network.exits[1](states[1], mask)
+
+    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    for row, ids in enumerate(given.input_ids):
+        narrow = torch.tanh(linear("down", states[1][row, : len(ids)]))
+        q, k, v = (linear(name, narrow).split(64, dim=-1) for name in ("query", "key", "value"))
+        heads = [torch.softmax(q[h] @ k[h].T / 8.0, dim=-1) @ v[h] for h in range(2)]
+        mixed = linear("output", torch.cat(heads, dim=-1))
+        answer = linear("classifier", torch.tanh(linear("dense", mixed[0])))
+        np.testing.assert_allclose(logits[row].detach(), answer.detach(), atol=LOGITS_TOLERANCE, rtol=0)
+
+
+def test_gradients_in_conflict():
+    """By hand: against (1, 0), (-3, 2) keeps (0, 2); split over two tensors it is the same vector."""
+    protected = [torch.tensor([1.0]), torch.tensor([0.0])]
+    kept = without_conflict([torch.tensor([-3.0]), torch.tensor([2.0])], protected)
+    assert [float(x) for x in kept] == [0.0, 2.0]
+    # Against (3, 4): the inner product of (-5, 0) is -15, so 15/25 of (3, 4) is added.
+    kept = without_conflict([torch.tensor([-5.0, 0.0])], [torch.tensor([3.0, 4.0])])
+    assert kept[0].tolist() == pytest.approx([-3.2, 2.4])
+
+
+@pytest.mark.parametrize("rest", [[2.0, -1.0], [0.0, 5.0]], ids=["along", "across"])
+def test_gradients_that_agree_are_left_alone(rest: list[float]):
+    assert without_conflict([torch.tensor(rest)], [torch.tensor([1.0, 0.0])])[0].tolist() == rest
+
+
+def test_no_gradient_to_protect():
+    assert without_conflict([torch.tensor([-1.0])], [torch.tensor([0.0])])[0].tolist() == [-1.0]

@@ -9,16 +9,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import Trainer
 
+from models import trainer
 from models.checkpoints import CONFIG, WEIGHTS, Checkpoint, is_checkpoint, load_checkpoint, load_classifier
 from models.config import UserError
 from models.data import TaskData
 from models.encoding import collate, encode
 from models.families import Fresh
-from models.methods import DeeBert, Distillation, Method, Pabee, StageConfig, TrainConfig
+from models.methods import (
+    DeeBert,
+    Distillation,
+    FastBert,
+    Method,
+    Pabee,
+    RomeBert,
+    StageConfig,
+    TrainConfig,
+    last_loss,
+)
 from models.tables import TableTask
-from models.training import TrainingSpec, exit_scores, fine_tune, start_network
+from models.trainer import exit_scores
+from models.training import TrainingSpec, fine_tune, start_network
 from tests import tiny
 from tests.test_checkpoints import backbone_folder, classifier_folder
 
@@ -28,6 +41,20 @@ TRAIN = TrainConfig(epochs=1.0, batch_size=16, learning_rate=1e-3, max_seq_lengt
 PABEE = Pabee()
 OFF_RAMPS = StageConfig(epochs=1.0, batch_size=16, learning_rate=1e-3, evaluations_per_epoch=2)
 DEEBERT = DeeBert(off_ramps=OFF_RAMPS)
+FASTBERT = FastBert(students=OFF_RAMPS)
+ROMEBERT = RomeBert()
+METHODS: list[Method] = [PABEE, DEEBERT, FASTBERT, ROMEBERT]
+STAGES = {
+    "pabee": ["joint"],
+    "deebert": ["classifier", "off_ramps"],
+    "fastbert": ["classifier", "students"],
+    "romebert": ["joint"],
+}
+
+# A tiny network and rows on which the last exit and the others pull the backbone in opposite ways.
+CONFLICT_SEED = 6
+
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.kind)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +114,7 @@ def trained(data: TaskData, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("method", [PABEE, DEEBERT], ids=["pabee", "deebert"])
+@every_method
 def test_a_training_leaves_a_checkpoint(method: Method, family: str, trained: Callable[..., Path], data: TaskData):
     folder = trained(method, family)
     found = load_checkpoint(folder)
@@ -97,15 +124,17 @@ def test_a_training_leaves_a_checkpoint(method: Method, family: str, trained: Ca
     assert found.training["fit_rows"] == 64
     assert found.training["seconds"] > 0
     assert TrainingSpec.model_validate_json(json.dumps(found.training["spec"])) == spec(method, family)
-    stages = ["joint"] if method is PABEE else ["classifier", "off_ramps"]
-    assert list(found.training["curves"]) == stages
+    assert list(found.training["curves"]) == STAGES[method.kind]
+    report = found.training["exits"]
+    assert [entry["layer"] for entry in report] == [1, 2, 3]
+    assert all(0 <= entry["score"] <= 1 and 0 <= entry["ece"] <= 1 for entry in report)
     for curve in found.training["curves"].values():
         assert [entry["step"] for entry in curve if "eval_score" in entry] == [2, 4]
         assert all(len(entry["eval_scores"]) == LAYERS for entry in curve if "eval_scores" in entry)
         assert all(np.isfinite(entry["loss"]) for entry in curve if "loss" in entry)
 
 
-@pytest.mark.parametrize("method", [PABEE, DEEBERT], ids=["pabee", "deebert"])
+@every_method
 def test_the_state_kept_is_the_best_one(method: Method, trained: Callable[..., Path], data: TaskData):
     """The saved network scores on `select` what the curve promises."""
     found = load_checkpoint(trained(method))
@@ -229,6 +258,77 @@ def test_deebert_trains_the_network_and_then_its_off_ramps(family: str, data: Ta
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_fastbert_trains_a_teacher_and_then_its_students(family: str, data: TaskData, tmp_path: Path):
+    """Stage 1 leaves the students as they were, stage 2 the backbone and the teacher: to the bit."""
+    folder = tmp_path / "checkpoint"
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, 5)  # the first step of the second stage
+        with pytest.raises(Killed):
+            fine_tune(spec(FASTBERT, family), data, folder)
+    torch.manual_seed(spec(FASTBERT, family).seed)
+    start = start_network(spec(FASTBERT, family))[0].state_dict()
+    between = torch.load(tmp_path / "checkpoint.partial" / "classifier.pt", weights_only=True)["state"]
+    end = weights(fine_tune(spec(FASTBERT, family), data, folder))
+    students = {name for name in end if name.startswith("heads.") and not name.startswith(f"heads.{LAYERS - 1}.")}
+    assert not learned(start, between) & students
+    # Softmax forgets what a key's bias adds: its gradient is 0 but for the last bits.
+    assert {name for name in students if "key.bias" not in name} <= learned(between, end) <= students
+
+
+def test_romebert_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One step of the Trainer, in float32, leaves the gradients of the rule, written out on one flat vector."""
+    monkeypatch.setattr(trainer, "has_bfloat16", lambda: False)
+    network = tiny.network("bert", tiny.DEEBERT, num_labels=3, seed=CONFLICT_SEED)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    rows = tiny.encoded(16, seed=CONFLICT_SEED)
+    inputs, labels = tiny.tensors(tiny.batch(rows, range(16), "bert")), torch.from_numpy(rows.labels)
+    (stage,) = ROMEBERT.stages(network, fine_tuned=False)
+    learner = trainer.StageTrainer(
+        TRAIN,
+        network.backbone,
+        None,
+        model=trainer.Objective(network, stage, []),
+        args=trainer.training_arguments(tmp_path, TRAIN, rows=16, seed=0, grouped=False),
+        train_dataset=[],
+        eval_dataset=[],
+    )
+    learner.training_step(learner.model, inputs | {"labels": labels})
+    found = {name: parameter.grad for name, parameter in network.named_parameters()}
+
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    logits = network(**inputs)
+    losses = last_loss(logits, labels), ROMEBERT.loss(logits, labels)
+    last, whole = (
+        dict(zip(names, torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True), strict=True))
+        for loss in losses
+    )
+    shared = [name for name in names if name.startswith("backbone.")]
+    along = torch.cat([last[name].flatten() for name in shared])
+    rest = torch.cat([(whole[name] - last[name]).flatten() for name in shared])
+    assert rest @ along < 0, "no conflict: choose another seed"
+    share = rest @ along / (along @ along)
+    for name in names:
+        expected = whole[name] - share * last[name] if name in shared else whole[name]
+        difference = found[name] - expected
+        assert difference.norm() <= 1e-3 * expected.norm() + 1e-7, (name, difference.norm(), expected.norm())
+
+
+def test_romebert_without_regularization_protects_nothing():
+    network = tiny.network("bert", tiny.DEEBERT, num_layers=2)
+    assert RomeBert(gradient_regularization=False).stages(network, fine_tuned=False)[0].protected is None
+
+
+def test_a_learning_rate_of_its_own_for_the_exits(data: TaskData, tmp_path: Path):
+    still = TRAIN.model_copy(update={"learning_rate": 1e-30, "exits_learning_rate": 1e-2})
+    torch.manual_seed(spec(PABEE).seed)
+    start = start_network(spec(PABEE))[0].state_dict()
+    changed = learned(start, weights(fine_tune(spec(PABEE, train=still), data, tmp_path / "checkpoint")))
+    assert changed == {name for name in start if not name.startswith("backbone.")}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_exits_for_a_classifier_that_is_already_fine_tuned(family: str, data: TaskData, tmp_path: Path):
     """DeeBERT's second stage alone: the classifier answers as before, to the bit, and its off-ramps have learned."""
     classifier_folder(tmp_path / "theirs", family)
@@ -261,7 +361,7 @@ def regression_task(folder: Path) -> TableTask:
     )
 
 
-@pytest.mark.parametrize("method", [PABEE, DEEBERT], ids=["pabee", "deebert"])
+@every_method
 def test_regression(method: Method, tmp_path: Path):
     task = regression_task(tmp_path)
     data = task.load(tmp_path, seed=0)

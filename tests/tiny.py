@@ -22,6 +22,7 @@ PAD = {"bert": 0, "roberta": 1, "albert": 0}
 FIRST_WORD = 5
 PABEE = ExitsConfig(pooling="first_token", pooler="shared")
 DEEBERT = ExitsConfig(pooling="first_token", pooler="per_exit")
+FASTBERT = ExitsConfig(head="attention", pooling="first_token", pooler="per_exit")
 
 
 def backbone_options(family: str, num_layers: int = 4, **changes: Any) -> dict[str, Any]:
@@ -63,6 +64,7 @@ def with_exits(body: PreTrainedModel, exits: ExitsConfig, num_labels: int, seed:
     made = MultiExitNetwork(body, exits, num_labels)
     shaken(made.poolers, 0.1, seed)
     shaken(made.classifiers, 0.6, seed)
+    shaken(made.heads, 0.2, seed)
     spread(made.eval())
     return made
 
@@ -73,7 +75,8 @@ def spread(made: MultiExitNetwork) -> None:
     config = made.backbone.config
     rows = encoded(64, seed=7)
     logits = made(**tensors(batch(rows, range(len(rows)), config.model_type)))
-    for classifier, given in zip(made.classifiers, logits, strict=True):
+    for exit_, given in zip(made.exits, logits, strict=True):
+        classifier = exit_.classifier
         assert isinstance(classifier, nn.Linear)
         centre = given.mean(dim=0)
         scale = 2.0 / (given - centre).std()

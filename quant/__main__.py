@@ -1,0 +1,101 @@
+"""Command line of the serving side: `python -m quant export`."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from models.config import UserError, explain
+
+EPILOG = """examples:
+  python -m quant export checkpoints/sst2-pabee-minilm-1234 served --policy '{kind: entropy, threshold: 0.2}' \\
+      --dataset_location GLUE
+  python -m quant export CHECKPOINT served --recipe float32 --policy '{kind: patience, patience: 2}' --exits 3 4 6
+
+then, with numpy, openvino and tokenizers installed and nothing else:
+  python -c 'from artefact import EarlyExitModel; print(EarlyExitModel.load(".").predict(["a fine film"]))'
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m quant", description="Turn a checkpoint into what is served.")
+    commands = top.add_subparsers(dest="command", required=True)
+    export = commands.add_parser(
+        "export",
+        help="write one folder: graph with the exits inside, tokenizer, loader",
+        description="Quantize a checkpoint and write one folder that is served without PyTorch and without ExitBench.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    export.add_argument("checkpoint", type=Path, help="a checkpoint folder, as `python -m benchmarks train` leaves it")
+    export.add_argument("folder", type=Path, help="where to write")
+    export.add_argument(
+        "--recipe", default="{kind: int8_static, observer: kl}", help="as in a suite (default: %(default)s)"
+    )
+    export.add_argument("--policy", required=True, help="as in a suite, such as '{kind: entropy, threshold: 0.2}'")
+    export.add_argument("--exits", type=int, nargs="+", help="the exits to keep (default: all)")
+    export.add_argument(
+        "--dataset_location",
+        type=Path,
+        metavar="DIR",
+        help="GLUE folder in the original layout, to calibrate on; without it, through `datasets`",
+    )
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = parser().parse_args(arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    try:
+        return _export(options)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"Error: {error.strerror or error}: {error.filename or options.folder}", file=sys.stderr)
+        return 2
+
+
+def _export(options: argparse.Namespace) -> int:
+    from models.policies import Policy
+    from quant.recipes import Int8Static, Recipe
+
+    recipe = _parsed("--recipe", options.recipe, Recipe)
+    policy = _parsed("--policy", options.policy, Policy)
+    from models.checkpoints import load_checkpoint
+    from models.training import TrainingSpec
+    from quant.export import export
+
+    checkpoint = load_checkpoint(options.checkpoint)
+    spec = TrainingSpec.model_validate(checkpoint.training["spec"])
+    data = spec.task.load(options.dataset_location, spec.seed) if isinstance(recipe, Int8Static) else None
+    exits = options.exits or list(range(1, checkpoint.network.num_layers + 1))
+    took = export(options.folder, checkpoint, spec.task, data, recipe, policy, exits)
+    print(
+        f"{options.folder}: {took.size_bytes / 1e6:.1f} MB; quantized and converted in {took.quantize_s:.1f} s, "
+        f"written in {took.write_s:.1f} s, loads in {took.load_s:.1f} s"
+    )
+    return 0
+
+
+def _parsed(name: str, text: str, union: Any) -> Any:
+    try:
+        return TypeAdapter(union).validate_python(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise UserError(f"{name}: not YAML: {text!r}") from error
+    except ValidationError as error:
+        raise explain(error, name) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

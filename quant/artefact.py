@@ -1,0 +1,171 @@
+"""An exported early-exit model: one OpenVINO graph with its exits inside, served without PyTorch or ExitBench.
+
+This file stands alone, and a copy of it lies in every exported folder:
+
+    model.xml, model.bin   token ids and dials in; scores, label and exit layer out; any batch size and length
+    tokenizer.json         how texts become token ids
+    artefact.json          what the model is, its dials, and the hash of every file
+    artefact.py            this file
+
+It needs numpy, openvino and tokenizers:
+
+    from artefact import EarlyExitModel
+    model = EarlyExitModel.load("folder")
+    model.predict(["a film to remember"]).labels
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import openvino as ov
+from tokenizers import Tokenizer
+
+SCHEMA = "exitbench/artefact/1"
+DESCRIPTION, GRAPH, WEIGHTS, TOKENIZER, LOADER = (
+    "artefact.json",
+    "model.xml",
+    "model.bin",
+    "tokenizer.json",
+    "artefact.py",
+)
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class ArtefactError(Exception):
+    """A folder that is not a whole, unaltered artefact, or inputs it cannot take; one line that names the fix."""
+
+
+class Prediction(NamedTuple):
+    """Answers for N texts, in their order.
+
+    Attributes:
+        labels: N class names; None for a regression.
+        scores: [N, C] float32 class probabilities; [N, 1] values for a regression.
+        exit_layer: [N] int64, the layer each text left at, from 1.
+    """
+
+    labels: list[str] | None
+    scores: np.ndarray
+    exit_layer: np.ndarray
+
+
+class EarlyExitModel:
+    """A loaded artefact. Any number of threads may call it at once: each has an inference request of its own."""
+
+    def __init__(self, compiled: ov.CompiledModel, tokenizer: Tokenizer, description: dict[str, Any]):
+        self.compiled, self.tokenizer, self.description = compiled, tokenizer, description
+        self._requests = threading.local()
+
+    @classmethod
+    def load(cls, folder: str | Path, threads: int | None = None) -> "EarlyExitModel":
+        """Read, check and compile an exported folder.
+
+        Args:
+            folder: what `python -m quant export` wrote.
+            threads: of the CPU; None leaves the choice to OpenVINO.
+
+        Raises:
+            ArtefactError: a file is missing, altered, or of another version.
+        """
+        folder = Path(folder)
+        description = check(folder)
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **description["openvino"]}
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+        compiled = ov.Core().compile_model(str(folder / GRAPH), "CPU", options)
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(description["max_seq_length"])
+        return cls(compiled, tokenizer, description)
+
+    def predict(
+        self, texts: Sequence[str] | Sequence[tuple[str, str]], batch_size: int = 32, **dials: float
+    ) -> Prediction:
+        """Answer for texts, or for pairs of texts.
+
+        Args:
+            texts: one or more strings, or pairs of strings.
+            batch_size: texts a call.
+            dials: thresholds other than those exported, such as `threshold=0.3`; nothing is recompiled.
+
+        Raises:
+            ArtefactError: no texts, or a dial that this policy does not have.
+        """
+        if isinstance(texts, str) or not len(texts):
+            raise ArtefactError(f"texts must be one or more strings in a list, found {texts!r}")
+        encoded = self.tokenizer.encode_batch(list(texts))
+        parts = []
+        for first in range(0, len(encoded), batch_size):
+            rows = encoded[first : first + batch_size]
+            parts.append(self.run(*self._arrays([row.ids for row in rows], [row.type_ids for row in rows]), **dials))
+        names = self.description["labels"]
+        scores, exit_layer = (np.concatenate([part[name] for part in parts]) for name in ("scores", "exit_layer"))
+        if names is None:
+            return Prediction(None, scores, exit_layer)
+        return Prediction([names[i] for part in parts for i in part["label"]], scores, exit_layer)
+
+    def run(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray, **dials: float
+    ) -> dict[str, np.ndarray]:
+        """One call of the graph on padded int64 arrays [B, T]: its outputs by name, each with B rows.
+
+        Raises:
+            ArtefactError: a dial that this policy does not have.
+        """
+        known = self.description["dials"]
+        if unknown := set(dials) - set(known):
+            raise ArtefactError(
+                f"unknown dial {min(unknown)!r}; policy {self.description['policy']} has {sorted(known)}"
+            )
+        inputs = dict(zip(INPUTS, (input_ids, attention_mask, token_type_ids), strict=True))
+        inputs |= {name: np.float32(value) for name, value in (known | dials).items()}
+        if not hasattr(self._requests, "own"):
+            self._requests.own = self.compiled.create_infer_request()
+        outputs = self._requests.own.infer(inputs, share_inputs=True)
+        return {next(iter(port.get_names())): array.copy() for port, array in outputs.items()}
+
+    def _arrays(self, ids: list[list[int]], types: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows padded on the right to the longest of them."""
+        shape = len(ids), max(map(len, ids))
+        input_ids = np.full(shape, self.description["pad_token_id"], np.int64)
+        mask, type_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        for row, (tokens, kinds) in enumerate(zip(ids, types, strict=True)):
+            input_ids[row, : len(tokens)], mask[row, : len(tokens)], type_ids[row, : len(tokens)] = tokens, 1, kinds
+        return input_ids, mask, type_ids
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """The description of a folder whose every file is there and unaltered.
+
+    Raises:
+        ArtefactError: it is not.
+    """
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        hashes = description["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(
+            f"{str(folder)!r} is not an exported model: {DESCRIPTION} cannot be read; export it again"
+        ) from error
+    if description.get("schema") != SCHEMA:
+        raise ArtefactError(
+            f"{str(folder)!r} has schema {description.get('schema')!r}, this loader reads {SCHEMA!r}: export it again, "
+            f"or use the {LOADER} inside it"
+        )
+    for name, expected in hashes.items():
+        if not (folder / name).is_file():
+            raise ArtefactError(f"{str(folder / name)!r} is missing: export the model again")
+        if file_hash(folder / name) != expected:
+            raise ArtefactError(f"{str(folder / name)!r} is not the file that was exported: export the model again")
+    return description
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,114 @@
+"""Export: a checkpoint, a recipe and a policy become one folder that `quant/artefact.py` serves."""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import openvino as ov
+
+from models.checkpoints import Checkpoint
+from models.config import UserError
+from models.encoding import collate, encode
+from models.policies import Policy
+from models.tasks import Task, TaskData
+from quant import artefact
+from quant.engines.openvino import OpenVinoSession
+from quant.graph import serving_model
+from quant.recipes import Int8Static, Recipe, apply_recipe, calibration_indices
+
+TOOLCHAIN = ("openvino", "torch", "transformers", "neural-compressor-pt")
+
+
+class Exported(NamedTuple):
+    """What an export took: seconds to quantize and convert, to write, and to load and compile; bytes on disk."""
+
+    quantize_s: float
+    write_s: float
+    load_s: float
+    size_bytes: int
+
+
+def export(
+    folder: Path,
+    checkpoint: Checkpoint,
+    task: Task,
+    data: TaskData | None,
+    recipe: Recipe,
+    policy: Policy,
+    exits: Sequence[int],
+) -> Exported:
+    """Write an artefact.
+
+    Args:
+        folder: where to; it must not exist, or be an earlier export.
+        checkpoint: the trained network.
+        task: what it was trained on.
+        data: the task's rows, which INT8 recipes calibrate on; None where the recipe needs none.
+        recipe: the numbers.
+        policy: its kind is compiled in, its dials become the defaults.
+        exits: the kept exits, ascending; the last one answers all rows left.
+
+    Raises:
+        UserError: a folder in use, a policy that does not fit the task, or exits that do not fit the network.
+    """
+    _check(folder, checkpoint, task, policy, exits)
+    started = time.perf_counter()
+    max_seq_length = checkpoint.training["spec"]["train"]["max_seq_length"]
+    pad_token_id = checkpoint.network.backbone.config.pad_token_id
+    calibration = []
+    if isinstance(recipe, Int8Static):
+        assert data is not None, "an INT8 recipe calibrates on the task's rows"
+        fit = data.splits["fit"]
+        rows = encode(fit.take(calibration_indices(recipe, len(fit)).tolist()), checkpoint.tokenizer, max_seq_length)
+        calibration = [collate(rows, [i], pad_token_id, "longest", max_seq_length) for i in range(len(rows))]
+    session = OpenVinoSession(apply_recipe(recipe, checkpoint.network, calibration), threads=0, stepped=False)
+    model = serving_model(session.segments, policy, exits)
+    quantized = time.perf_counter()
+
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    ov.save_model(model, folder / artefact.GRAPH, compress_to_fp16=False)
+    checkpoint.tokenizer.backend_tokenizer.save(str(folder / artefact.TOKENIZER))
+    shutil.copy(artefact.__file__, folder / artefact.LOADER)
+    names = (artefact.GRAPH, artefact.WEIGHTS, artefact.TOKENIZER, artefact.LOADER)
+    description = {
+        "schema": artefact.SCHEMA,
+        "task": task.name,
+        "labels": None if task.regression else list(task.label_names),
+        "policy": policy.kind,
+        "dials": {name: float(value) for name, value in policy.dials(np.arange(1)).items()},
+        "exits": list(exits),
+        "num_layers": checkpoint.network.num_layers,
+        "recipe": recipe.model_dump(),
+        "max_seq_length": max_seq_length,
+        "pad_token_id": pad_token_id,
+        "openvino": {"INFERENCE_PRECISION_HINT": session.options["INFERENCE_PRECISION_HINT"]},
+        "checkpoint": {"method": checkpoint.config["method"]["kind"], "hash": checkpoint.hash},
+        "toolchain": {name: version(name) for name in TOOLCHAIN},
+        "files": {name: artefact.file_hash(folder / name) for name in names},
+    }
+    # Written last: without it the folder is no artefact.
+    (folder / artefact.DESCRIPTION).write_text(json.dumps(description, indent=2))
+    written = time.perf_counter()
+    artefact.EarlyExitModel.load(folder)
+    loaded = time.perf_counter()
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    return Exported(quantized - started, written - quantized, loaded - written, size)
+
+
+def _check(folder: Path, checkpoint: Checkpoint, task: Task, policy: Policy, exits: Sequence[int]) -> None:
+    layers = checkpoint.network.num_layers
+    if folder.exists() and not (folder / artefact.DESCRIPTION).is_file() and any(folder.iterdir()):
+        raise UserError(f"{str(folder)!r} exists and is not an export: give another folder")
+    if list(exits) != sorted(set(exits)) or not exits or not 1 <= exits[0] <= exits[-1] <= layers:
+        raise UserError(f"exits {list(exits)} must ascend within 1..{layers}")
+    if policy.timing_only:
+        raise UserError(f"policy {policy.kind} is for timing only: export one that decides")
+    if policy.classification_only and task.regression:
+        raise UserError(f"policy {policy.kind} needs class probabilities, task {task.name} is a regression")
