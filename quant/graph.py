@@ -140,22 +140,6 @@ def step_model(policy: Policy, num_labels: int) -> ov.Model:
     return _model([ov_ops.result(done)], [logits], "step")
 
 
-def _survivors(arrays: list[Any], rows: Any, done: Any) -> list[Any]:
-    """Each of `arrays` at `rows`, which are the rows not `done`. Where none is done, nothing is copied."""
-    some_leave = ov_ops.reduce_logical_or(done, _index(0))
-    gathered, taken = [_parameter_like(array) for array in arrays], _parameter_like(rows)
-    whole = [_parameter_like(array) for array in arrays]
-    fewer = [ov_ops.result(ov_ops.gather(array, taken, _index(0))) for array in gathered]
-    all_of_them = [ov_ops.result(array) for array in whole]
-    branch: Any = ov_ops.if_op(some_leave.output(0))
-    branch.set_then_body(_model(fewer, [*gathered, taken], "some_leave"))
-    branch.set_else_body(_model(all_of_them, whole, "all_stay"))
-    for array, then_parameter, else_parameter in zip(arrays, gathered, whole, strict=True):
-        branch.set_input(array, then_parameter, else_parameter)
-    branch.set_input(rows, taken, None)
-    return [branch.set_output(then, other) for then, other in zip(fewer, all_of_them, strict=True)]
-
-
 def _stage(
     segments: OpenVinoSegments,
     policy: Policy,
@@ -183,9 +167,12 @@ def _stage(
     rows = ov_ops.squeeze(ov_ops.non_zero(stays, output_type="i64"), _index(0)).output(0)
     any_stays = ov_ops.reduce_logical_or(stays, _index(0))
 
-    kept_hidden, kept_mask, *kept_state = _survivors([hidden, mask, *state], rows, done)
-    outer = {"hidden": kept_hidden, "mask": kept_mask, "rows": rows, "answer": answer}
-    outer |= {f"state_{i}": array for i, array in enumerate(kept_state)}
+    def kept(array: Any) -> Any:
+        return ov_ops.gather(array, rows, _index(0)).output(0)
+
+    # Survivors are gathered before the `If`: inside its body the same gathers cost twice as much.
+    outer = {"hidden": kept(hidden), "mask": kept(mask), "rows": rows, "answer": answer}
+    outer |= {f"state_{i}": kept(array) for i, array in enumerate(state)}
     outer |= {f"dial_{name}": dial for name, dial in dials.items()}
     inner = {name: _parameter_like(source) for name, source in outer.items()}
     deeper = _stage(

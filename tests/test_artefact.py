@@ -206,7 +206,10 @@ def test_a_folder_in_use_is_left_alone(checkpoint: Checkpoint, tmp_path: Path):
         (["--policy", "{kind: entropy}"], "--policy: entropy.threshold: is required"),
         (["--policy", "{kind: entropi, threshold: 1}"], "unknown kind 'entropi'"),
         (["--policy", "{"], "--policy: not YAML"),
-        (["--policy", "{kind: entropy, threshold: 0.1}", "--recipe", "int4"], "--recipe: unknown kind 'int4'"),
+        (
+            ["--policy", "{kind: entropy, threshold: 0.1}", "--recipe", "int4"],
+            "--recipe: top level: unknown kind 'int4'",
+        ),
         (["--policy", "{kind: entropy, threshold: 0.1}"], "must hold config.json"),
     ],
 )

@@ -229,6 +229,20 @@ def test_replayed_stepped_and_in_graph_agree(bench: Bench):
         LEFT.update(replay(policy, bench.recorded("graph"), EXITS).exit_layer.tolist())
 
 
+def test_batches_of_every_size_and_length_one_after_another(bench: Bench):
+    """One compiled graph, told where each row leaves: no call may be touched by the shapes of those before it."""
+    random = np.random.default_rng(0)
+    told = Imposed(exit_layers=EXITS)
+    program = bench.program("graph", told, EXITS)
+    for _ in range(40):
+        chosen = random.choice(ROWS, size=random.integers(1, 9), replace=False)
+        rows = random.integers(0, LAYERS, len(chosen))
+        live = program.run(tiny.batch(bench.rows, chosen, bench.case.family), told.dials(rows))
+        np.testing.assert_array_equal(live.exit_layer, rows + 1)
+        expected = bench.recorded("graph")[rows, chosen]
+        np.testing.assert_allclose(live.logits, expected, atol=LOGITS_TOLERANCE[bench.case.recipe], rtol=0)
+
+
 def test_engines_agree_with_each_other(bench: Bench):
     """float32 to the last bits. INT8 kernels and their simulation, and bfloat16, round differently."""
     bound = {"float32": 5e-5, "bfloat16": 0.4, "int8_static": 0.6}[bench.case.recipe]

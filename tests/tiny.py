@@ -53,7 +53,7 @@ def backbone(family: str, seed: int = 0, num_layers: int = 4, **changes: Any) ->
     """A random backbone in evaluation mode."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **backbone_options(family, num_layers, **changes))
-    made = AutoModel.from_config(config, attn_implementation="eager")
+    made = AutoModel.from_config(config, attn_implementation="sdpa")
     shaken(made, 0.05, seed)
     return made.eval()
 
