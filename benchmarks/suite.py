@@ -107,11 +107,11 @@ class CheckpointSpec(Config):
 
     def truncated(self, task: Task, seed: int) -> dict[int, TrainingSpec]:
         """The fine-tuning of each network of `fewer_layers`: the same backbone, rows, rates and pooling, no exits."""
-        pooling = getattr(self.method, "pooling", "first_token")
+        assert self.method is not None
         return {
             layers: TrainingSpec(
                 task=task,
-                method=Classifier(pooling=pooling),
+                method=Classifier(pooling=self.method.pooling),
                 backbone=self.backbone.model_copy(update={"num_layers": layers}) if self.backbone else None,
                 train=self.train,
                 seed=seed,

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.process import serve
 from benchmarks.suite import RunSpec, Shape
 from models.checkpoints import load_checkpoint
-from models.config import UserError
+from models.config import UserError, first_line
 from models.encoding import Encoded, collate
 from quant.engine import Engine
 from quant.programs import EngineSession, ExitOutput, Inputs, Program
@@ -169,9 +169,9 @@ def answer_requests(pipe: Connection) -> None:
             pipe.send((False, str(error)))
         except Exception as error:  # a broken combination becomes an error record; the others go on
             traceback.print_exc()
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            first = (str(error).splitlines() or [""])[0]
-            pipe.send((False, f"{type(error).__name__}: {first} ({Path(where.filename).name}:{where.lineno})"))
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(last.filename).name}:{last.lineno}"
+            pipe.send((False, f"{type(error).__name__}: {first_line(error)} ({where})"))
 
 
 class WorkerError(Exception):

@@ -18,8 +18,9 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library said, fit for a one-line message."""
-    line = (str(error).splitlines() or [type(error).__name__])[0]
+    """What another library said, fit for a one-line message; OpenVINO says where it failed before it says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = next((line for line in lines if not line.startswith("Exception from ")), type(error).__name__)
     return line if len(line) <= 160 else f"{line[:157]}..."
 
 
