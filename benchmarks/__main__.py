@@ -153,7 +153,8 @@ def _print_exits(folder: Path, metric: str) -> None:
 
 
 def _dry_run(suite: "Suite", only: str | None) -> int:
-    from benchmarks.suite import check_fewer_layers, estimate, expand_all, layers_of, nothing_to_run, selected
+    from benchmarks.expansion import check_fewer_layers, estimate, expand_all, nothing_to_run, selected
+    from benchmarks.suite import layers_of
 
     rows = minutes = disk = 0
     for task in suite.tasks:

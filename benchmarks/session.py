@@ -9,19 +9,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.environment import toolchain
+from benchmarks.expansion import check_fewer_layers, expand, expand_all, nothing_to_run, selected
 from benchmarks.records import Calibration, CheckpointInfo
-from benchmarks.suite import (
-    SMOKE_ROWS,
-    CheckpointSpec,
-    RunSpec,
-    Suite,
-    check_fewer_layers,
-    expand,
-    expand_all,
-    layers_of,
-    nothing_to_run,
-    selected,
-)
+from benchmarks.suite import SMOKE_ROWS, CheckpointSpec, RunSpec, Suite, layers_of
 from models.checkpoints import Checkpoint, load_checkpoint
 from models.config import UserError
 from models.tasks import Task, TaskData

@@ -25,7 +25,7 @@ FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob(
 HEAVY = {"torch", "transformers", "openvino", "neural_compressor", "torchao"}
 LONGEST_FILE = 450
 # Commands whose output is what they are for.
-CONSOLE = {"benchmarks/__main__.py", "reports/__main__.py"}
+CONSOLE = {"benchmarks/__main__.py", "quant/__main__.py", "reports/__main__.py"}
 
 
 def python(code: str) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -30,7 +30,7 @@ def test_certainty(label: int, error: float):
     assert expected_calibration_error(np.array([[1e4, -1e4]]), np.array([label])) == error
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_it_is_the_sum_over_bins(data: st.DataObject):
     rows, classes = data.draw(st.integers(1, 30)), data.draw(st.integers(2, 4))
@@ -38,9 +38,11 @@ def test_it_is_the_sum_over_bins(data: st.DataObject):
     labels = data.draw(hnp.arrays(np.int64, rows, elements=st.integers(0, classes - 1)))
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     confidence, right = probabilities.max(axis=1), logits.argmax(axis=1) == labels
+    place = confidence * BINS
+    assume((np.abs(place - np.round(place)) > 1e-9).all())  # on an edge, the last bits choose the bin
     expected = 0.0
     for k in range(BINS):
         inside = [i for i in range(rows) if min(int(confidence[i] * BINS), BINS - 1) == k]
         if inside:
             expected += len(inside) / rows * abs(np.mean(confidence[inside]) - np.mean(right[inside]))
-    assert expected_calibration_error(logits, labels) == pytest.approx(expected, abs=0.1 / BINS)
+    assert expected_calibration_error(logits, labels) == pytest.approx(expected, abs=1e-9)

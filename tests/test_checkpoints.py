@@ -18,7 +18,7 @@ from models.config import UserError
 from models.encoding import word_tokenizer
 from models.families import Fresh, Pretrained, load_pretrained
 from models.glue import GlueTask
-from models.methods import DeeBert, Method, Pabee
+from models.methods import DeeBert, FastBert, Method, Pabee
 from models.synthetic import vocabulary
 from models.training import TrainingSpec, start_network
 from tests import tiny
@@ -293,10 +293,12 @@ def test_a_start_is_needed():
         start_network(TrainingSpec(task=tiny.task(), method=Pabee()))
 
 
-@pytest.mark.parametrize("method", [Pabee(), DeeBert(pooling="mean")], ids=["pabee", "mean"])
-def test_a_classifier_takes_exits_that_leave_it_alone(method: Method, tmp_path: Path):
+@pytest.mark.parametrize("method", [FastBert(), DeeBert(pooling="mean")], ids=["fastbert", "mean"])
+def test_a_classifier_takes_exits_of_its_own_kind(method: Method, tmp_path: Path):
     classifier_folder(tmp_path, "bert")
-    with pytest.raises(UserError, match=r"deebert with pooling first_token"):
+    with pytest.raises(
+        UserError, match=r"exits of that kind and pooling first_token; the suite says (fastbert|deebert)"
+    ):
         start_network(TrainingSpec(task=tiny.task(), method=method, classifier=str(tmp_path)))
 
 

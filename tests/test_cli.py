@@ -142,11 +142,13 @@ def test_train_makes_a_checkpoint_once(call: Callable[..., Said], tmp_path: Path
     path = suites.write(tmp_path, checkpoints=[FRESH | {"train": FRESH["train"] | {"epochs": 1.0}}])
     command = ["train", path, "--checkpoints", tmp_path / "checkpoints"]
     said = call(*command)
-    folder = Path(said.out.splitlines()[-1])
+    exits = [line for line in said.out.splitlines() if line.startswith("  exit ")]
+    folder = Path(said.out.splitlines()[-1 - len(exits)])
     assert said.code == 0
+    assert [line.split(":")[0].split() for line in exits] == [["exit", "1"], ["exit", "2"]]
     assert {"config.json", "model.safetensors", "training.json"} <= {file.name for file in folder.iterdir()}
     written = (folder / "model.safetensors").stat().st_mtime_ns
-    assert call(*command).out == f"{folder}\n"
+    assert call(*command).out.splitlines() == [str(folder), *exits]
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
 
 

@@ -52,7 +52,7 @@ def test_it_is_trained_alone_and_timed_in_the_same_session(output: Path, alone: 
     assert (info.method, info.backbone, info.num_layers, info.truncates) == ("classifier", "bert-1x32", 1, 2)
     assert (alone.with_exits, alone.exits, alone.program) == (False, [1], "single")
     assert alone.exit_counts["dev"] == [40, 0]
-    assert alone.recording not in {record.recording for record in records if record is not alone}
+    assert alone.recording not in {record.recording for record in records if record.run_id != alone.run_id}
 
 
 def test_reports_take_it_for_a_truncated_network(output: Path, alone: RunRecord):

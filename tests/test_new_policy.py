@@ -49,7 +49,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from benchmarks.__main__ import main
-from benchmarks.suite import expand
+from benchmarks.expansion import expand
 from models.policies import replay
 from quant.engine import Eager, OpenVino
 from quant.recipes import Float32, apply_recipe

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 import benchmarks.runner as runner
 import benchmarks.worker as worker
 from benchmarks.__main__ import main
+from benchmarks.expansion import expand
 from benchmarks.records import (
     RunRecord,
     append_record,
@@ -29,7 +30,7 @@ from benchmarks.records import (
     timings_path,
 )
 from benchmarks.session import run_id, sessions
-from benchmarks.suite import RunSpec, Shape, Suite, TimingConfig, expand, read_suite
+from benchmarks.suite import RunSpec, Shape, Suite, TimingConfig, read_suite
 from benchmarks.worker import Built, Worker, WorkerError, _Service
 from models.policies import Entropy, Fixed, Policy, replay
 from models.tasks import TaskData
@@ -482,7 +483,7 @@ def timed(recipes: list[Any], runs_each: int, shape: Shape, timing: TimingConfig
         for index in range(runs_each):
             spec = RunSpec(task, "ck", recipe, OpenVino(), True, (1, 2), Entropy(threshold=index), shape)
             runs.append(runner._Measured(spec, f"{recipe.kind}-{index}", index=index))
-    workers: Any = {(recipe.kind, "openvino"): Clock(recipe.kind, calls) for recipe in recipes}
+    workers: Any = {("ck", recipe.kind, "openvino"): Clock(recipe.kind, calls) for recipe in recipes}
     session: Any = SimpleNamespace(suite=SimpleNamespace(timing=timing))
     runner._time(session, shape, rows, workers, runs)
     return calls, runs

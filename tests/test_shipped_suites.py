@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.expansion import expand
 from benchmarks.records import RunRecord, examples_path, read_records, timings_path
-from benchmarks.suite import Suite, engine_label, expand, layers_of, read_suite
+from benchmarks.suite import Suite, engine_label, layers_of, read_suite
 from models.families import SHORT_NAMES, Pretrained
 from models.policies import Fixed
 from models.tasks import GlueTask

@@ -7,16 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.suite import (
-    CheckpointSpec,
-    RunSpec,
-    estimate,
-    expand,
-    layers_of,
-    nothing_to_run,
-    read_suite,
-    selected,
-)
+from benchmarks.expansion import estimate, expand, nothing_to_run, selected
+from benchmarks.suite import CheckpointSpec, RunSpec, layers_of, read_suite
 from models.config import UserError
 from models.families import Fresh, Pretrained
 from models.policies import Entropy, Fixed, Imposed, Patience
@@ -123,7 +115,8 @@ def test_a_list_of_lists_is_the_grid_where_a_key_holds_a_list(tmp_path: Path):
         ({"tasks": "synthetic"}, "tasks: input should be a valid list, found 'synthetic'"),
         (
             {"checkpoints": [{"method": "pabe", "backbone": "minilm"}]},
-            "checkpoints.0.method: unknown kind 'pabe'; allowed: pabee, deebert; did you mean 'pabee'?",
+            "checkpoints.0.method: unknown kind 'pabe'; allowed: classifier, pabee, deebert, fastbert, romebert; "
+            "did you mean 'pabee'?",
         ),
         (
             {"checkpoints": [{"method": {"kind": "pabee", "poling": "mean"}, "backbone": "minilm"}]},
@@ -310,7 +303,7 @@ def test_selection(tmp_path: Path):
 def test_estimate_grows_with_the_runs(tmp_path: Path):
     suite = parse(tmp_path, policies=ALL_POLICIES)
     found = expand(suite, suite.tasks[0], "ck", 4)
-    few, many = (estimate(suite, suite.checkpoints[0], part) for part in (found[:2], found))
+    few, many = (estimate(suite, part) for part in (found[:2], found))
     assert 0 < few.minutes < many.minutes
     assert 0 < few.disk_mb < many.disk_mb
 
@@ -348,7 +341,7 @@ def test_smoke_keeps_every_case_of_every_axis(tmp_path: Path):
     assert isinstance(small, Fresh)
     assert (small.family, small.hidden_size) == ("albert", 32)
     assert small.num_layers < 12
-    assert real == Pretrained(name="minilm")
+    assert real == Pretrained(name="minilm", num_layers=3)
     assert all(spec.train.max_rows for spec in smoke.checkpoints)
     assert (smoke.timing.rows, smoke.timing.repeats) < (full.timing.rows, full.timing.repeats)
 

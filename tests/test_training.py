@@ -324,7 +324,8 @@ def test_a_learning_rate_of_its_own_for_the_exits(data: TaskData, tmp_path: Path
     still = TRAIN.model_copy(update={"learning_rate": 1e-30, "exits_learning_rate": 1e-2})
     torch.manual_seed(spec(PABEE).seed)
     start = start_network(spec(PABEE))[0].state_dict()
-    changed = learned(start, weights(fine_tune(spec(PABEE, train=still), data, tmp_path / "checkpoint")))
+    end = weights(fine_tune(spec(PABEE, train=still), data, tmp_path / "checkpoint"))
+    changed = {name for name in start if (end[name] - start[name]).abs().max() > 1e-6}
     assert changed == {name for name in start if not name.startswith("backbone.")}
 
 

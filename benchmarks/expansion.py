@@ -1,0 +1,114 @@
+"""A suite's axes multiplied out: the runs of every checkpoint, and roughly what they cost."""
+
+import itertools
+from dataclasses import dataclass
+
+from benchmarks.suite import CheckpointSpec, RunSpec, Suite, engine_label, recipe_label
+from models.config import UserError
+from models.methods import Classifier
+from models.policies import Fixed, Policy
+from models.tasks import Task
+
+
+def expand_whole(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> list[RunSpec]:
+    """The runs of a checkpoint that has no trained exits but its last: the whole of it, in every recipe and shape."""
+    axes = itertools.product(suite.recipes, suite.engines, suite.shapes)
+    runs = [
+        RunSpec(task, checkpoint, recipe, engine, False, (num_layers,), Fixed(), shape)
+        for recipe, engine, shape in axes
+    ]
+    return [run for run in runs if not suite.excludes(run)]
+
+
+def check_fewer_layers(spec: CheckpointSpec, num_layers: int) -> None:
+    """Refuse depths that are not below the whole network's, or given twice."""
+    wrong = [layers for layers in spec.fewer_layers if layers >= num_layers or spec.fewer_layers.count(layers) > 1]
+    if wrong:
+        raise UserError(
+            f"fewer_layers: {wrong[0]} must lie below the network's {num_layers} layers and stand there once"
+        )
+
+
+def expand_all(suite: Suite, task: Task, spec: CheckpointSpec, num_layers: int, names: list[str]) -> list[RunSpec]:
+    """The runs of a checkpoint and of its networks of fewer layers, whose names follow its own."""
+    with_exits = not isinstance(spec.method, Classifier)
+    runs = (expand if with_exits else expand_whole)(suite, task, names[0], num_layers)
+    for name, layers in zip(names[1:], spec.fewer_layers, strict=True):
+        runs += expand_whole(suite, task, name, layers)
+    return runs
+
+
+def expand(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> list[RunSpec]:
+    """The runs of one checkpoint on one task.
+
+    Networks without exits take policy `fixed` alone (the whole network, or truncated); networks with exits take every
+    policy but truncation, and `fixed` at full depth there means exits that never fire.
+
+    Raises:
+        UserError: a product that cannot run, unless the suite skips those.
+    """
+    runs: dict[str, RunSpec] = {}  # by case: what is named twice, such as `all` and every layer, is measured once
+    axes = itertools.product(suite.recipes, suite.engines, suite.shapes, suite.exits, suite.policies)
+    for recipe, engine, shape, exits, policy in axes:
+        fixed = isinstance(policy, Fixed)
+        if (exits == "none") != fixed and not (fixed and policy.layer is None):
+            continue
+        problem = _unsupported(task, policy, exits, num_layers)
+        if problem and suite.on_unsupported == "error":
+            raise UserError(f"{problem}; remove it, or set on_unsupported: skip")
+        if problem:
+            continue
+        if exits == "none":
+            assert isinstance(policy, Fixed)
+            kept = (policy.layer or num_layers,)
+        else:
+            kept = tuple(range(1, num_layers + 1)) if exits == "all" else tuple(exits)
+        run = RunSpec(task, checkpoint, recipe, engine, exits != "none", kept, policy, shape)
+        if not suite.excludes(run):
+            runs.setdefault(run.case, run)
+    return list(runs.values())
+
+
+def selected(runs: list[RunSpec], only: str | None) -> list[RunSpec]:
+    """The runs whose case contains `only`."""
+    return [run for run in runs if only is None or only in run.case]
+
+
+def nothing_to_run(suite: Suite, only: str | None) -> UserError:
+    """What to say when no run is left."""
+    if only is not None:
+        return UserError(f"--only {only!r} is in no case of suite {suite.name}; --dry-run prints the cases")
+    return UserError(f"suite {suite.name} has no run left: give policies that fit its exits, or exclude less")
+
+
+def _unsupported(task: Task, policy: Policy, exits: str | list[int], num_layers: int) -> str | None:
+    """Why a product cannot run, or None."""
+    if policy.classification_only and task.regression:
+        return f"policy {policy.kind} needs class probabilities, task {task.name} is a regression"
+    if isinstance(policy, Fixed) and policy.layer is not None and policy.layer > num_layers:
+        return f"policy fixed: layer {policy.layer} is beyond the network's {num_layers} layers"
+    if isinstance(exits, list) and (
+        sorted(set(exits)) != exits or not exits or not 1 <= exits[0] <= exits[-1] <= num_layers
+    ):
+        return f"exits {exits} must ascend within 1..{num_layers}"
+    return None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A rough cost, for deciding whether to start."""
+
+    minutes: float
+    disk_mb: float
+
+
+def estimate(suite: Suite, runs: list[RunSpec]) -> Estimate:
+    """Rough minutes and disk of one session: half a minute a worker, and so many row-layers a second."""
+    row_layers_per_second = 1500.0
+    workers = {
+        (run.checkpoint, recipe_label(run.recipe), engine_label(run.engine), run.shape.thread_count) for run in runs
+    }
+    passes = suite.timing.rows * (suite.timing.repeats + 3)
+    layers = sum(run.exits[-1] for run in runs)
+    seconds = 30.0 * len(workers) + layers * passes / row_layers_per_second
+    return Estimate(minutes=seconds / 60, disk_mb=0.3 * len(runs) + 0.5 * len(workers))
