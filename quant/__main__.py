@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Before PyTorch starts its threads: calibration is many small operations, and threads that spin between them fight.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     try:
