@@ -1,13 +1,12 @@
 """Command line of the harness: `python -m benchmarks run | train | depths | list`."""
 
 import argparse
-import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from models.command import exit_code, quiet
 from models.config import UserError
 
 if TYPE_CHECKING:  # PyTorch and transformers take seconds to import, and --help needs neither
@@ -76,35 +75,26 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(arguments)
-    _quiet()
+    quiet()
     try:
-        if options.command == "list":
-            return _list()
-        if options.command == "depths":
-            return _depths(options)
-        from benchmarks.suite import read_suite
-
-        suite = read_suite(options.suite)
-        suite = suite.smoke() if options.smoke else suite
-        if options.command == "train":
-            return _train(options, suite)
-        return _dry_run(suite, options.only) if options.dry_run else _run(options, suite)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a read-only folder: what is written stays readable
-        print(f"Error: {error.strerror or error}: {error.filename or options.command}", file=sys.stderr)
-        return 2
+        return exit_code(lambda: _command(options), options.command)
     except KeyboardInterrupt:
         print("Interrupted: finished runs are kept; the same command resumes.", file=sys.stderr)
         return 130
 
 
-def _quiet() -> None:
-    """Keep the libraries' chatter away from what the user asked for."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+def _command(options: argparse.Namespace) -> int:
+    if options.command == "list":
+        return _list()
+    if options.command == "depths":
+        return _depths(options)
+    from benchmarks.suite import read_suite
+
+    suite = read_suite(options.suite)
+    suite = suite.smoke() if options.smoke else suite
+    if options.command == "train":
+        return _train(options, suite)
+    return _dry_run(suite, options.only) if options.dry_run else _run(options, suite)
 
 
 def _run(options: argparse.Namespace, suite: "Suite") -> int:
@@ -147,7 +137,9 @@ def _print_exits(folder: Path, metric: str) -> None:
     """What each exit of a checkpoint is worth on `select`."""
     import json
 
-    for entry in json.loads((folder / "training.json").read_text()).get("exits", []):
+    from models.checkpoints import TRAINING
+
+    for entry in json.loads((folder / TRAINING).read_text()).get("exits", []):
         ece = f", calibration error {entry['ece']:.3f}" if "ece" in entry else ""
         print(f"  exit {entry['layer']:2}: {metric} {entry['score']:.4f}{ece}")
 

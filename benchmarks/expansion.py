@@ -8,6 +8,7 @@ from models.config import UserError
 from models.methods import Classifier
 from models.policies import Fixed, Policy
 from models.tasks import Task
+from quant.programs import unfit
 
 
 def expand_whole(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> list[RunSpec]:
@@ -53,16 +54,16 @@ def expand(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> list[R
         fixed = isinstance(policy, Fixed)
         if (exits == "none") != fixed and not (fixed and policy.layer is None):
             continue
-        problem = _unsupported(task, policy, exits, num_layers)
-        if problem and suite.on_unsupported == "error":
-            raise UserError(f"{problem}; remove it, or set on_unsupported: skip")
-        if problem:
-            continue
         if exits == "none":
             assert isinstance(policy, Fixed)
             kept = (policy.layer or num_layers,)
         else:
             kept = tuple(range(1, num_layers + 1)) if exits == "all" else tuple(exits)
+        problem = _beyond(policy, num_layers) or unfit(policy, kept, num_layers, task)
+        if problem and suite.on_unsupported == "error":
+            raise UserError(f"{problem}; remove it, or set on_unsupported: skip")
+        if problem:
+            continue
         run = RunSpec(task, checkpoint, recipe, engine, exits != "none", kept, policy, shape)
         if not suite.excludes(run):
             runs.setdefault(run.case, run)
@@ -81,16 +82,9 @@ def nothing_to_run(suite: Suite, only: str | None) -> UserError:
     return UserError(f"suite {suite.name} has no run left: give policies that fit its exits, or exclude less")
 
 
-def _unsupported(task: Task, policy: Policy, exits: str | list[int], num_layers: int) -> str | None:
-    """Why a product cannot run, or None."""
-    if policy.classification_only and task.regression:
-        return f"policy {policy.kind} needs class probabilities, task {task.name} is a regression"
+def _beyond(policy: Policy, num_layers: int) -> str | None:
     if isinstance(policy, Fixed) and policy.layer is not None and policy.layer > num_layers:
         return f"policy fixed: layer {policy.layer} is beyond the network's {num_layers} layers"
-    if isinstance(exits, list) and (
-        sorted(set(exits)) != exits or not exits or not 1 <= exits[0] <= exits[-1] <= num_layers
-    ):
-        return f"exits {exits} must ascend within 1..{num_layers}"
     return None
 
 

@@ -33,8 +33,9 @@ from benchmarks.session import Say, Session, calibration, max_length, run_id
 from benchmarks.suite import RunSpec, Shape, engine_label, recipe_label
 from benchmarks.worker import Built, Worker, WorkerError, WorkerSpec
 from models.config import UserError
-from models.encoding import Encoded, collate, encode
+from models.encoding import Encoded, encode
 from models.policies import replay
+from quant.recipes import calibration_inputs
 
 # How close to turning a decision must be (logits, nats or probability) for live and replayed exits to differ without
 # it being a fault: kernels round differently at different batch sizes.
@@ -71,7 +72,7 @@ def measure(session: Session, say: Say) -> list[RunRecord]:
     encoded = {
         split: encode(rows, session.main.tokenizer, max_length(session))
         for split, rows in session.data.splits.items()
-        if split != "select"
+        if split not in ("fit", "select")
     }
     failed: list[RunRecord] = []
     shapes = list(dict.fromkeys(run.shape for run in session.runs))
@@ -94,20 +95,19 @@ def _key(run: RunSpec) -> Key:
 @contextmanager
 def _workers(session: Session, encoded: dict[str, Encoded], threads: int) -> Iterator[dict[Key, Worker]]:
     pad = session.main.network.backbone.config.pad_token_id
-    length = max_length(session)
+    length, fit = max_length(session), session.data.splits["fit"]
     workers: dict[Key, Worker] = {}
     try:
         for run in session.runs:
             if _key(run) in workers or run.shape.thread_count != threads:
                 continue
-            rows, _ = calibration(session, run.recipe)
             spec = WorkerSpec(
                 checkpoint=session.member(run).folder,
                 recipe=run.recipe,
                 engine=run.engine,
                 threads=threads,
-                splits={split: rows for split, rows in encoded.items() if split != "fit"},
-                calibration=[collate(encoded["fit"], [row], pad, "longest", length) for row in rows],
+                splits=encoded,
+                calibration=calibration_inputs(run.recipe, fit, session.main.tokenizer, length, pad),
                 pad_token_id=pad,
                 max_seq_length=length,
             )
@@ -299,7 +299,7 @@ def _record(
         precision=built.precision if built and ok else None,
         size_bytes=built.size_bytes if built and ok else None,
         build_seconds=built.build_seconds + open_seconds[_key(spec)] if built and ok else None,
-        calibration=calibration(session, spec.recipe)[1],
+        calibration=calibration(session, spec.recipe),
         scores=run.scores if ok else {},
         exit_counts=run.exit_counts if ok else {},
         majority_score=None

@@ -164,11 +164,11 @@ def max_length(session: Session) -> int:
     return max([session.main.training["spec"]["train"]["max_seq_length"], *lengths])
 
 
-def calibration(session: Session, recipe: Recipe) -> tuple[list[int], Calibration | None]:
-    """The rows of `fit` a recipe is calibrated on, by position, and what the record says of them."""
+def calibration(session: Session, recipe: Recipe) -> Calibration | None:
+    """What the record says of the rows of `fit` a recipe is calibrated on."""
     if not isinstance(recipe, Int8Static):
-        return [], None
+        return None
     fit = session.data.splits["fit"]
-    rows = calibration_indices(recipe, len(fit)).tolist()
+    rows = calibration_indices(recipe, len(fit))
     digest = hashlib.sha256("\n".join(fit.ids[row] for row in rows).encode()).hexdigest()
-    return rows, Calibration(split="fit", rows=len(rows), seed=recipe.seed, ids_hash=digest)
+    return Calibration(split="fit", rows=len(rows), seed=recipe.seed, ids_hash=digest)

@@ -12,7 +12,7 @@ in-graph programs take it from there.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +20,22 @@ from pydantic import Field
 
 from models.config import Config, UserError
 from models.ops import Array, NumpyOps, Ops
+
+
+def entropy(ops: Ops, logits: Array) -> Array:
+    """Entropy in nats of softmax(logits) over the last axis, from log_softmax so that it cannot overflow."""
+    log_p = ops.log_softmax(logits)
+    return ops.sub(0.0, ops.sum(ops.mul(ops.exp(log_p), log_p)))
+
+
+def uncertainty(ops: Ops, logits: Array) -> Array:
+    """Entropy as a share of the largest possible, ln C: 0 is certain, 1 knows nothing."""
+    return ops.mul(entropy(ops, logits), 1 / math.log(ops.classes(logits)))
+
+
+def largest_probability(ops: Ops, logits: Array) -> Array:
+    """The largest class probability of softmax(logits) over the last axis."""
+    return ops.max(ops.exp(ops.log_softmax(logits)))
 
 
 class NoState(NamedTuple):
@@ -122,74 +138,70 @@ class Patience(PolicyConfig):
         return np.concatenate([first, np.abs(change - self.regression_threshold)])
 
 
-class Entropy(PolicyConfig):
+class _AtOneExit(PolicyConfig):
+    """What policies share that look at one exit alone: leave when a quantity of its answer is below the dial, strictly.
+
+    Attributes:
+        dial: the field that holds the limit.
+        quantity: of [..., C] logits, one number for each row.
+    """
+
+    classification_only: ClassVar[bool] = True
+    dial: ClassVar[str] = "threshold"
+    quantity: ClassVar[Callable[[Ops, Array], Array]]
+
+    def dials(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {self.dial: np.asarray(getattr(self, self.dial), np.float32)}
+
+    @classmethod
+    def step(
+        cls, ops: Ops, layer: int, logits: Array, state: NamedTuple, dials: dict[str, Array]
+    ) -> tuple[Array, NamedTuple]:
+        return ops.less(cls.quantity(ops, logits), dials[cls.dial]), state
+
+    def margin(self, logits: np.ndarray) -> np.ndarray:
+        return np.abs(type(self).quantity(NumpyOps(), logits) - getattr(self, self.dial))
+
+
+class Entropy(_AtOneExit):
     """Leave when the entropy of the answer (natural log, not normalised) is below `threshold`, strictly.
 
     DeeBERT: Xin et al. 2020, section 3. A threshold above ln C leaves everywhere at the first kept exit.
     """
 
-    classification_only: ClassVar[bool] = True
+    quantity = staticmethod(entropy)
 
     kind: Literal["entropy"] = "entropy"
     threshold: float = Field(ge=0)
 
-    def dials(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {"threshold": np.asarray(self.threshold, np.float32)}
 
-    @staticmethod
-    def step(
-        ops: Ops, layer: int, logits: Array, state: NamedTuple, dials: dict[str, Array]
-    ) -> tuple[Array, NamedTuple]:
-        return ops.less(entropy(ops, logits), dials["threshold"]), state
-
-    def margin(self, logits: np.ndarray) -> np.ndarray:
-        return np.abs(entropy(NumpyOps(), logits) - self.threshold)
-
-
-class Uncertainty(PolicyConfig):
+class Uncertainty(_AtOneExit):
     """Leave when the entropy, divided by its largest value ln C, is below `speed`, strictly.
 
     FastBERT: Liu et al. 2020, section 3.3: a higher `speed` leaves earlier, and means the same for any number of
     classes.
     """
 
-    classification_only: ClassVar[bool] = True
+    dial = "speed"
+    quantity = staticmethod(uncertainty)
 
     kind: Literal["uncertainty"] = "uncertainty"
     speed: float = Field(ge=0, le=1)
 
-    def dials(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {"speed": np.asarray(self.speed, np.float32)}
 
-    @staticmethod
-    def step(
-        ops: Ops, layer: int, logits: Array, state: NamedTuple, dials: dict[str, Array]
-    ) -> tuple[Array, NamedTuple]:
-        return ops.less(uncertainty(ops, logits), dials["speed"]), state
-
-    def margin(self, logits: np.ndarray) -> np.ndarray:
-        return np.abs(uncertainty(NumpyOps(), logits) - self.speed)
-
-
-class Confidence(PolicyConfig):
+class Confidence(_AtOneExit):
     """Leave when the largest class probability is above `threshold`, strictly."""
 
-    classification_only: ClassVar[bool] = True
+    quantity = staticmethod(largest_probability)
 
     kind: Literal["confidence"] = "confidence"
     threshold: float = Field(ge=0, le=1)
 
-    def dials(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {"threshold": np.asarray(self.threshold, np.float32)}
-
-    @staticmethod
+    @classmethod
     def step(
-        ops: Ops, layer: int, logits: Array, state: NamedTuple, dials: dict[str, Array]
+        cls, ops: Ops, layer: int, logits: Array, state: NamedTuple, dials: dict[str, Array]
     ) -> tuple[Array, NamedTuple]:
-        return ops.less(dials["threshold"], largest_probability(ops, logits)), state
-
-    def margin(self, logits: np.ndarray) -> np.ndarray:
-        return np.abs(largest_probability(NumpyOps(), logits) - self.threshold)
+        return ops.less(dials["threshold"], cls.quantity(ops, logits)), state
 
 
 class Imposed(PolicyConfig):
@@ -220,22 +232,6 @@ class Imposed(PolicyConfig):
 
 
 Policy = Annotated[Fixed | Patience | Entropy | Uncertainty | Confidence | Imposed, Field(discriminator="kind")]
-
-
-def entropy(ops: Ops, logits: Array) -> Array:
-    """Entropy in nats of softmax(logits) over the last axis, from log_softmax so that it cannot overflow."""
-    log_p = ops.log_softmax(logits)
-    return ops.sub(0.0, ops.sum(ops.mul(ops.exp(log_p), log_p)))
-
-
-def uncertainty(ops: Ops, logits: Array) -> Array:
-    """Entropy as a share of the largest possible, ln C: 0 is certain, 1 knows nothing."""
-    return ops.mul(entropy(ops, logits), 1 / math.log(ops.classes(logits)))
-
-
-def largest_probability(ops: Ops, logits: Array) -> Array:
-    """The largest class probability of softmax(logits) over the last axis."""
-    return ops.max(ops.exp(ops.log_softmax(logits)))
 
 
 def top_two_gap(logits: np.ndarray) -> np.ndarray:

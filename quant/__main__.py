@@ -1,16 +1,15 @@
 """Command line of the serving side: `python -m quant export`."""
 
 import argparse
-import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from models.command import exit_code, quiet
 from models.config import UserError, explain
 
 EPILOG = """examples:
@@ -53,19 +52,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(arguments)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet()
     # Before PyTorch starts its threads: calibration is many small operations, and threads that spin between them fight.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    try:
-        return _export(options)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"Error: {error.strerror or error}: {error.filename or options.folder}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _export(options), options.folder)
 
 
 def _export(options: argparse.Namespace) -> int:

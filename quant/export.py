@@ -13,13 +13,13 @@ import openvino as ov
 
 from models.checkpoints import Checkpoint
 from models.config import UserError
-from models.encoding import collate, encode
 from models.policies import Policy
 from models.tasks import Task, TaskData
 from quant import artefact
 from quant.engines.openvino import OpenVinoSession
 from quant.graph import serving_model
-from quant.recipes import Int8Static, Recipe, apply_recipe, calibration_indices
+from quant.programs import unfit
+from quant.recipes import Recipe, apply_recipe, calibration_inputs
 
 TOOLCHAIN = ("openvino", "torch", "transformers", "neural-compressor-pt")
 
@@ -60,12 +60,8 @@ def export(
     started = time.perf_counter()
     max_seq_length = checkpoint.training["spec"]["train"]["max_seq_length"]
     pad_token_id = checkpoint.network.backbone.config.pad_token_id
-    calibration = []
-    if isinstance(recipe, Int8Static):
-        assert data is not None, "an INT8 recipe calibrates on the task's rows"
-        fit = data.splits["fit"]
-        rows = encode(fit.take(calibration_indices(recipe, len(fit)).tolist()), checkpoint.tokenizer, max_seq_length)
-        calibration = [collate(rows, [i], pad_token_id, "longest", max_seq_length) for i in range(len(rows))]
+    fit = None if data is None else data.splits["fit"]
+    calibration = calibration_inputs(recipe, fit, checkpoint.tokenizer, max_seq_length, pad_token_id)
     session = OpenVinoSession(apply_recipe(recipe, checkpoint.network, calibration), threads=0, stepped=False)
     model = serving_model(session.segments, policy, exits)
     quantized = time.perf_counter()
@@ -103,12 +99,9 @@ def export(
 
 
 def _check(folder: Path, checkpoint: Checkpoint, task: Task, policy: Policy, exits: Sequence[int]) -> None:
-    layers = checkpoint.network.num_layers
     if folder.exists() and not (folder / artefact.DESCRIPTION).is_file() and any(folder.iterdir()):
         raise UserError(f"{str(folder)!r} exists and is not an export: give another folder")
-    if list(exits) != sorted(set(exits)) or not exits or not 1 <= exits[0] <= exits[-1] <= layers:
-        raise UserError(f"exits {list(exits)} must ascend within 1..{layers}")
     if policy.timing_only:
         raise UserError(f"policy {policy.kind} is for timing only: export one that decides")
-    if policy.classification_only and task.regression:
-        raise UserError(f"policy {policy.kind} needs class probabilities, task {task.name} is a regression")
+    if problem := unfit(policy, exits, checkpoint.network.num_layers, task):
+        raise UserError(problem)

@@ -11,9 +11,19 @@ import numpy as np
 
 from models.ops import NumpyOps
 from models.policies import Policy
+from models.tasks import Task
 
 Inputs = dict[str, np.ndarray]
 Dials = dict[str, np.ndarray]
+
+
+def unfit(policy: Policy, exits: Sequence[int], num_layers: int, task: Task) -> str | None:
+    """Why no program can have this policy over these kept exits, or None."""
+    if policy.classification_only and task.regression:
+        return f"policy {policy.kind} needs class probabilities, task {task.name} is a regression"
+    if list(exits) != sorted(set(exits)) or not exits or not 1 <= exits[0] <= exits[-1] <= num_layers:
+        return f"exits {list(exits)} must ascend within 1..{num_layers}"
+    return None
 
 
 class ExitOutput(NamedTuple):

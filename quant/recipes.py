@@ -7,7 +7,7 @@ calibration rows and converted to a graph of quantize / dequantize pairs, which 
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -15,8 +15,13 @@ from pydantic import BeforeValidator, Field
 from torch import nn
 
 from models.config import Config
+from models.data import Rows
+from models.encoding import collate, encode
 from models.network import MultiExitNetwork
 from quant.segments import INPUT_NAMES, Segments, cut
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class Float32(Config):
@@ -57,6 +62,17 @@ def calibration_indices(recipe: Int8Static, fit_rows: int) -> np.ndarray:
     """Which rows of `fit` calibrate: drawn without replacement by the recipe's seed, in ascending order."""
     rows = min(recipe.calibration_rows, fit_rows)
     return np.sort(np.random.default_rng(recipe.seed).choice(fit_rows, size=rows, replace=False))
+
+
+def calibration_inputs(
+    recipe: Recipe, fit: Rows | None, tokenizer: "PreTrainedTokenizerFast", max_seq_length: int, pad_token_id: int
+) -> list[dict[str, np.ndarray]]:
+    """What `apply_recipe` calibrates on: the padded inputs of each row, or nothing where the recipe needs nothing."""
+    if not isinstance(recipe, Int8Static):
+        return []
+    assert fit is not None, "an INT8 recipe calibrates on the task's rows"
+    rows = encode(fit.take(calibration_indices(recipe, len(fit)).tolist()), tokenizer, max_seq_length)
+    return [collate(rows, [row], pad_token_id, "longest", max_seq_length) for row in range(len(rows))]
 
 
 def apply_recipe(

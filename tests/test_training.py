@@ -241,18 +241,22 @@ def is_off_ramp(name: str) -> bool:
     return kind in ("poolers", "classifiers") and int(rest.partition(".")[0]) < LAYERS - 1
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_deebert_trains_the_network_and_then_its_off_ramps(family: str, data: TaskData, tmp_path: Path):
-    """Stage 1 leaves the off-ramps as they were, stage 2 everything else: to the bit."""
-    folder = tmp_path / "checkpoint"
+def around_stages(training: TrainingSpec, data: TaskData, folder: Path) -> list[dict[str, torch.Tensor]]:
+    """The weights before, between and after the two stages of a method."""
     with pytest.MonkeyPatch.context() as patch:
         kill_at(patch, 5)  # the first step of the second stage
         with pytest.raises(Killed):
-            fine_tune(spec(DEEBERT, family), data, folder)
-    torch.manual_seed(spec(DEEBERT, family).seed)
-    start = start_network(spec(DEEBERT, family))[0].state_dict()
-    between = torch.load(tmp_path / "checkpoint.partial" / "classifier.pt", weights_only=True)["state"]
-    end = weights(fine_tune(spec(DEEBERT, family), data, folder))
+            fine_tune(training, data, folder / "checkpoint")
+    torch.manual_seed(training.seed)
+    start = start_network(training)[0].state_dict()
+    between = torch.load(folder / "checkpoint.partial" / "classifier.pt", weights_only=True)["state"]
+    return [start, between, weights(fine_tune(training, data, folder / "checkpoint"))]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_deebert_trains_the_network_and_then_its_off_ramps(family: str, data: TaskData, tmp_path: Path):
+    """Stage 1 leaves the off-ramps as they were, stage 2 everything else: to the bit."""
+    start, between, end = around_stages(spec(DEEBERT, family), data, tmp_path)
     changed = learned(start, between)
     assert not any(is_off_ramp(name) for name in changed)
     assert {f"classifiers.{LAYERS - 1}.weight", f"poolers.{LAYERS - 1}.weight"} <= changed
@@ -264,15 +268,7 @@ def test_deebert_trains_the_network_and_then_its_off_ramps(family: str, data: Ta
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_fastbert_trains_a_teacher_and_then_its_students(family: str, data: TaskData, tmp_path: Path):
     """Stage 1 leaves the students as they were, stage 2 the backbone and the teacher: to the bit."""
-    folder = tmp_path / "checkpoint"
-    with pytest.MonkeyPatch.context() as patch:
-        kill_at(patch, 5)  # the first step of the second stage
-        with pytest.raises(Killed):
-            fine_tune(spec(FASTBERT, family), data, folder)
-    torch.manual_seed(spec(FASTBERT, family).seed)
-    start = start_network(spec(FASTBERT, family))[0].state_dict()
-    between = torch.load(tmp_path / "checkpoint.partial" / "classifier.pt", weights_only=True)["state"]
-    end = weights(fine_tune(spec(FASTBERT, family), data, folder))
+    start, between, end = around_stages(spec(FASTBERT, family), data, tmp_path)
     students = {name for name in end if name.startswith("heads.") and not name.startswith(f"heads.{LAYERS - 1}.")}
     assert not learned(start, between) & students
     # Softmax forgets what a key's bias adds: its gradient is 0 but for the last bits.
