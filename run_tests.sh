@@ -23,5 +23,8 @@ if [ $# -eq 0 ]; then
     echo "== basedpyright"
     "$PYTHON" -m basedpyright --pythonpath "$PYTHON"
     echo "== pytest"
+    # Two processes, each with the tests of a file to itself and one thread: most of the time goes into tracing, not kernels.
+    export OMP_NUM_THREADS=1
+    set -- -n 2 --dist loadfile
 fi
 exec "$PYTHON" -m pytest "$@"
