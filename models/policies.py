@@ -49,7 +49,7 @@ class PatienceState(NamedTuple):
     count: Array
 
 
-class ImposedState(NamedTuple):
+class ToldState(NamedTuple):
     """Per row: the layer at which it must leave."""
 
     exit_layer: Array
@@ -88,10 +88,13 @@ class Fixed(PolicyConfig):
         return {"layer": np.asarray(self.layer or 0, np.float32)}
 
     @staticmethod
-    def step(
-        ops: Ops, layer: int, logits: Array, state: NamedTuple, dials: dict[str, Array]
-    ) -> tuple[Array, NamedTuple]:
-        return ops.equal(ops.full(logits, layer), dials["layer"]), state
+    def start(ops: Ops, rows: Array, dials: dict[str, Array]) -> ToldState:
+        # As state, for making a [B] array anew at every exit costs a graph more than all of entropy's operations.
+        return ToldState(exit_layer=ops.broadcast(rows, dials["layer"]))
+
+    @staticmethod
+    def step(ops: Ops, layer: int, logits: Array, state: ToldState, dials: dict[str, Array]) -> tuple[Array, ToldState]:
+        return ops.equal(state.exit_layer, float(layer)), state
 
 
 class Patience(PolicyConfig):
@@ -219,13 +222,11 @@ class Imposed(PolicyConfig):
         return {"imposed_layer": np.asarray(self.exit_layers, np.float32)[rows % len(self.exit_layers)]}
 
     @staticmethod
-    def start(ops: Ops, rows: Array, dials: dict[str, Array]) -> ImposedState:
-        return ImposedState(exit_layer=ops.broadcast(rows, dials["imposed_layer"]))
+    def start(ops: Ops, rows: Array, dials: dict[str, Array]) -> ToldState:
+        return ToldState(exit_layer=ops.broadcast(rows, dials["imposed_layer"]))
 
     @staticmethod
-    def step(
-        ops: Ops, layer: int, logits: Array, state: ImposedState, dials: dict[str, Array]
-    ) -> tuple[Array, ImposedState]:
+    def step(ops: Ops, layer: int, logits: Array, state: ToldState, dials: dict[str, Array]) -> tuple[Array, ToldState]:
         # Entropy is never negative, so the real rule is computed and never fires.
         never = ops.less(entropy(ops, logits), -1.0)
         return ops.either(never, ops.less(state.exit_layer, layer + 0.5)), state
