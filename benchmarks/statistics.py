@@ -1,11 +1,13 @@
 """Statistics on raw observations. numpy and nothing else, so that gates start in an instant."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 BOOTSTRAP_DRAWS = 2000
+Z_95 = 1.959963984540054
 
 
 class Interval(NamedTuple):
@@ -56,11 +58,64 @@ def _counts(draw: np.random.Generator, n: int) -> np.ndarray:
 
 def proportion_interval(successes: int, rows: int) -> Interval:
     """A share of rows with its Wilson score interval (Wilson 1927)."""
-    z = 1.959963984540054
+    z = Z_95
     share = successes / rows
     centre = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
     half = z / (1 + z**2 / rows) * np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
     return Interval(share, float(centre - half), float(centre + half))
+
+
+def paired_difference_interval(before: np.ndarray, after: np.ndarray) -> Interval:
+    """How a share of rows changed, after less before, where both were seen on the same rows.
+
+    The interval is that of Bonett and Price (2012): Wald's on counts with one row added to each kind of disagreement,
+    so that it neither vanishes where nothing changed nor leaves [-1, 1]. It excludes 0 about where McNemar's test
+    rejects.
+
+    Args:
+        before: [N] bool, such as which rows were answered rightly.
+        after: [N] bool of the same rows.
+    """
+    rows = len(before)
+    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    up, down = (gained + 1) / (rows + 2), (lost + 1) / (rows + 2)
+    half = Z_95 * np.sqrt((up + down - (up - down) ** 2) / (rows + 2))
+    return Interval((gained - lost) / rows, max(-1.0, float(up - down - half)), min(1.0, float(up - down + half)))
+
+
+def difference_interval(before: Interval, after: Interval) -> Interval:
+    """`after` - `before` of two shares of different rows, from their Wilson intervals (Newcombe 1998, method 10)."""
+    difference = after.estimate - before.estimate
+    low = np.hypot(after.estimate - after.low, before.high - before.estimate)
+    high = np.hypot(after.high - after.estimate, before.estimate - before.low)
+    return Interval(difference, float(difference - low), float(difference + high))
+
+
+def ratio_change(before: Interval, after: Interval) -> Interval:
+    """`after` / `before` of two ratios measured independently; their relative errors add in quadrature."""
+    change = after.estimate / before.estimate
+    low = np.hypot(np.log(after.estimate / after.low), np.log(before.high / before.estimate))
+    high = np.hypot(np.log(after.high / after.estimate), np.log(before.estimate / before.low))
+    return Interval(change, float(change * np.exp(-low)), float(change * np.exp(high)))
+
+
+def exit_shift(before: Sequence[int], after: Sequence[int]) -> float:
+    """How far exits moved, in layers: the Wasserstein-1 distance of two exit histograms [L], of any number of rows."""
+    shares = [np.cumsum(counts) / np.sum(counts) for counts in (before, after)]
+    return float(np.abs(shares[0] - shares[1]).sum())
+
+
+def exit_shift_by_chance(before: Sequence[int], after: Sequence[int], seed: int = 0) -> float:
+    """The `exit_shift` that 95 % of chance deals stay below: all rows of both histograms [L], dealt out anew."""
+    pooled, rows = np.asarray(before) + np.asarray(after), int(np.sum(before))
+    dealt = np.random.default_rng(seed).multivariate_hypergeometric(pooled, rows, size=BOOTSTRAP_DRAWS)
+    shares = np.cumsum(dealt, axis=1) / rows - np.cumsum(pooled - dealt, axis=1) / np.sum(after)
+    return float(np.quantile(np.abs(shares).sum(axis=1), 0.95))
+
+
+def mean_layer(counts: Sequence[int]) -> float:
+    """The mean exit layer of a histogram [L], counted from 1."""
+    return float(np.average(np.arange(1, len(counts) + 1), weights=counts))
 
 
 def rank_correlation_interval(groups: np.ndarray, x: np.ndarray, y: np.ndarray, seed: int = 0) -> Interval:

@@ -8,12 +8,11 @@ from os import cpu_count
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from transformers import AutoConfig
 
-from models.config import Config, UserError, explain, first_line, nearest, unknown
+from models.config import Config, UserError, explain, first_line, read_yaml, unknown
 from models.families import Backbone, Fresh, resolve_name
 from models.methods import Classifier, Method, TrainConfig
 from models.policies import Fixed, Policy
@@ -297,15 +296,7 @@ def read_suite(path: Path) -> Suite:
     Raises:
         UserError: missing file, broken YAML, or the first thing in it that is not allowed, with its key path.
     """
-    if not path.is_file():
-        known = [str(p) for p in sorted(Path("yaml_configs/suites").glob("*.yaml"))]
-        raise UserError(f"suite {str(path)!r} does not exist{nearest(path, known)} (known: {', '.join(known)})")
-    try:
-        raw = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: a suite is a mapping of keys; see yaml_configs/suites/default.yaml")
+    raw = read_yaml(path, "suite", Path("yaml_configs/suites"))
     try:
         return Suite.model_validate(raw)
     except ValidationError as error:

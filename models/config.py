@@ -3,8 +3,10 @@
 import difflib
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -39,6 +41,29 @@ class Config(BaseModel):
                 if key not in allowed and key not in cls.model_fields:
                     raise PydanticCustomError("unknown_key", "{text}", {"text": unknown("key", key, allowed)})
         return data
+
+
+def read_yaml(path: Path, what: str, shipped: Path) -> dict[str, Any]:
+    """The mapping a YAML file holds, such as a suite's.
+
+    Args:
+        path: the file.
+        what: what it should be, in one word.
+        shipped: the folder of those that come with ExitBench.
+
+    Raises:
+        UserError: missing file, broken YAML, or no mapping.
+    """
+    if not path.is_file():
+        known = [str(p) for p in sorted(shipped.glob("*.yaml"))]
+        raise UserError(f"{what} {str(path)!r} does not exist{nearest(path, known)} (known: {', '.join(known)})")
+    try:
+        raw = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a {what} is a mapping of keys; see {shipped}")
+    return raw
 
 
 def nearest(value: object, allowed: Iterable[str]) -> str:

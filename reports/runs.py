@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.records import RunRecord, examples_path, read_columns, read_records
-from benchmarks.statistics import proportion_interval, rank_correlation_interval
+from benchmarks.statistics import mean_layer, proportion_interval, rank_correlation_interval
 from reports import labels
 from reports.baselines import find_baselines
 from reports.columns import COLUMNS, METRIC_PREFIX
@@ -32,8 +32,12 @@ class Runs(NamedTuple):
         return [(task, shape, list(rows)) for (task, shape), rows in grouped]
 
 
-def load_runs(folder: Path) -> Runs:
+def load_runs(folder: Path, *, grades: bool = True) -> Runs:
     """Read an output folder; what depends on a floor is left for `reports.choice.apply_floor`.
+
+    Args:
+        folder: what a run wrote.
+        grades: also correlate exits with difficulty grades, which takes longer than all the rest.
 
     Raises:
         UserError: the folder holds no records, or a file in it is damaged.
@@ -41,7 +45,7 @@ def load_runs(folder: Path) -> Runs:
     records = sorted(read_records(folder), key=labels.sort_key)
     read = {record.run_id: read_timings(folder, record.run_id) for record in records if record.status == "ok"}
     timings = {run_id: timed for run_id, timed in read.items() if timed is not None}
-    rows = [row | _grades(folder, row) for row in _rows(records, timings)]
+    rows = [row | (_grades(folder, row) if grades else {}) for row in _rows(records, timings)]
     return Runs(rows, {record.run_id: record for record in records}, timings)
 
 
@@ -125,7 +129,7 @@ def _exits(record: RunRecord) -> Row:
     counts, layers = record.exit_counts.get("dev"), labels.num_layers(record)
     mean = None
     if counts and sum(counts):
-        mean = float(np.average(np.arange(1, len(counts) + 1), weights=counts))
+        mean = mean_layer(counts)
     elif not record.with_exits and record.exits:
         mean = float(record.exits[-1])  # without exits, every row leaves where the network ends
     saving = None if mean is None or layers is None else 1 - mean / layers

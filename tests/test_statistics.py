@@ -5,14 +5,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.stats import binomtest, spearmanr
+from scipy.stats import binomtest, spearmanr, wasserstein_distance
 
 from benchmarks.statistics import (
     BOOTSTRAP_DRAWS,
+    Interval,
     bootstrap_totals,
+    difference_interval,
+    exit_shift,
+    exit_shift_by_chance,
+    mean_layer,
+    paired_difference_interval,
     percentile_interval,
     proportion_interval,
     rank_correlation_interval,
+    ratio_change,
     ratio_interval,
 )
 
@@ -79,6 +86,64 @@ def test_proportion_interval_is_wilsons(counts: tuple[int, int]):
     expected = binomtest(*counts).proportion_ci(method="wilson")
     found = proportion_interval(*counts)
     assert found == pytest.approx((counts[0] / counts[1], expected.low, expected.high), abs=1e-9)
+
+
+@few
+@given(st.integers(1, 300), st.integers(0, 300), st.integers(0, 300), st.integers(0, 300))
+def test_paired_differences_are_those_of_bonett_and_price(both: int, lost: int, gained: int, neither: int):
+    before = np.repeat([True, True, False, False], [both, lost, gained, neither])
+    after = np.repeat([True, False, True, False], [both, lost, gained, neither])
+    found = paired_difference_interval(before, after)
+    assert found.estimate == pytest.approx(after.mean() - before.mean())
+    assert -1 <= found.low < found.high <= 1
+    back = paired_difference_interval(after, before)
+    assert back == pytest.approx((-found.estimate, -found.high, -found.low))
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (3, 0), (4, 0), (7, 0), (20, 10), (20, 5), (60, 30), (60, 50)])
+def test_paired_intervals_exclude_zero_where_mcnemar_rejects(lost: int, gained: int):
+    before = np.arange(1000) < 900
+    after = before.copy()
+    after[:lost], after[900 : 900 + gained] = False, True
+    found = paired_difference_interval(before, after)
+    p = binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
+    assert (found.high < 0) == (p < 0.05)
+
+
+def test_difference_of_shares_is_newcombes():
+    """The worked example of Newcombe (1998), table II, row (a), method 10: 56/70 and 48/80."""
+    found = difference_interval(proportion_interval(48, 80), proportion_interval(56, 70))
+    assert found == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+
+
+@few
+@given(st.floats(0.2, 5), st.floats(0.2, 5), st.floats(0.001, 0.5), st.floats(0.001, 0.5))
+def test_ratios_change_by_the_noise_of_both(before: float, after: float, noise: float, other: float):
+    one = Interval(before, before * np.exp(-noise), before * np.exp(noise))
+    two = Interval(after, after * np.exp(-other), after * np.exp(other))
+    half = np.hypot(noise, other)
+    found = ratio_change(one, two)
+    assert found == pytest.approx((after / before, after / before * np.exp(-half), after / before * np.exp(half)))
+
+
+HISTOGRAM = st.lists(st.integers(0, 50), min_size=5, max_size=5).filter(sum)
+
+
+@few
+@given(HISTOGRAM, HISTOGRAM)
+def test_exit_shift_is_wassersteins(before: list[int], after: list[int]):
+    layers = np.arange(1, 6)
+    expected = wasserstein_distance(layers, layers, before, after)
+    assert exit_shift(before, after) == pytest.approx(expected)
+    assert exit_shift(before, after) >= abs(mean_layer(after) - mean_layer(before)) - 1e-9
+
+
+def test_exit_shift_by_chance_holds_for_chance():
+    draw, held = np.random.default_rng(5), 0
+    for _ in range(200):
+        before, after = draw.multinomial(300, [0.4, 0.3, 0.2, 0.1], size=2)
+        held += exit_shift(before, after) <= exit_shift_by_chance(before, after)
+    assert 180 <= held < 200
 
 
 def test_rank_correlation_in_one_group_is_spearmans():
