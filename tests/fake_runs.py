@@ -6,7 +6,15 @@ from zlib import crc32
 
 import numpy as np
 
-from benchmarks.records import CheckpointInfo, Parity, RunRecord, append_record, timings_path, write_columns
+from benchmarks.records import (
+    CheckpointInfo,
+    Parity,
+    RunRecord,
+    append_record,
+    examples_path,
+    timings_path,
+    write_columns,
+)
 
 LAYERS = 4
 FLOAT32 = {"kind": "float32"}
@@ -108,3 +116,14 @@ def add_timings(folder: Path, run_id: str, seconds: np.ndarray, rows: int = 1) -
         "seconds": seconds.ravel(),
     }
     write_columns(timings_path(folder, run_id), columns)
+
+
+def add_examples(folder: Path, run_id: str, right: np.ndarray, exit_layers: np.ndarray) -> None:
+    """Write [N] dev rows as a run does: all of label 1, answered rightly or not, and where they left."""
+    columns = {
+        "id": [f"dev-{row}" for row in range(len(right))],
+        "label": np.ones(len(right), np.int64),
+        "prediction": right.astype(np.int64),
+        "exit_layer": exit_layers,
+    }
+    write_columns(examples_path(folder, run_id), columns)

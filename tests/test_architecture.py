@@ -1,12 +1,17 @@
 """The house as `models <- quant <- benchmarks <- reports`, held together by what may import what."""
 
 import ast
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from benchmarks.records import RECORDS
+from reports.gate_baseline import init as gate_init
+from tests.measured import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ["models", "quant", "benchmarks", "reports"]
@@ -83,9 +88,10 @@ def test_policies_know_arrays_and_nothing_else():
             ],
             HEAVY | {"quant", "benchmarks.suite", "benchmarks.runner"},
         ),
+        (["reports.gate_baseline", "reports.gate_output"], HEAVY | {"pandas", "scipy", "matplotlib", "rich"}),
         (["reports.__main__", "benchmarks.__main__"], HEAVY | {"pandas", "matplotlib"}),
     ],
-    ids=["policies", "records", "reports", "commands"],
+    ids=["policies", "records", "reports", "gate", "commands"],
 )
 def test_what_is_not_loaded(modules: list[str], without: set[str]):
     """At run time, in a process of its own: not even by way of another module."""
@@ -108,6 +114,26 @@ sys.exit(main(["render", str(folder)]))
 """
     python(code)
     assert (tmp_path / "report" / "results.md").stat().st_size
+
+
+def test_a_gate_needs_next_to_nothing_and_is_quick(tmp_path: Path):
+    """As many runs as the default suite's, where not even pandas is installed, in processor seconds of the process."""
+    one, runs = measure(tmp_path / "one"), tmp_path / "runs"
+    lines = [(one / RECORDS).read_text().replace("sst2/ck/", f"sst2/ck{copy}/") for copy in range(52)]
+    for copy in range(52):
+        shutil.copytree(one / "columns" / "sst2" / "ck", runs / "columns" / "sst2" / f"ck{copy}")
+    (runs / RECORDS).write_text("".join(lines))
+    gate_init(tmp_path / "gate.yaml", runs)
+    code = f"""
+import sys, time
+sys.modules.update(dict.fromkeys({sorted(HEAVY | {"quant", "pandas", "scipy", "matplotlib", "rich"})}))
+from reports.__main__ import main
+assert main(["gate", {str(tmp_path / "gate.yaml")!r}, {str(runs)!r}]) == 0
+print(time.process_time())
+"""
+    verdict, seconds = python(code).splitlines()
+    assert verdict.startswith("Gate gate passed: ")
+    assert float(seconds) < 2
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
