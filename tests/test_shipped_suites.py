@@ -1,8 +1,12 @@
-"""Every suite that comes with ExitBench, at toy size: from training to reports."""
+"""Every suite that comes with ExitBench, at toy size: from training to reports.
+
+`EXITBENCH_SMOKE` names a folder where toy runs may stand already, each in `<suite>/`; they are resumed, not run again.
+"""
 
 import csv
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,27 +58,28 @@ def test_suite_is_what_it_says(path: Path):
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
 def test_suite_runs_and_reports(path: Path, tmp_path: Path, request: pytest.FixtureRequest):
-    suite = read_suite(path)
-    command = ["run", str(path), "--smoke", "--output", str(tmp_path / "output")]
-    command += ["--checkpoints", str(tmp_path / "checkpoints"), *location(suite, request)]
+    suite, folder = read_suite(path), Path(os.environ.get("EXITBENCH_SMOKE", tmp_path)) / path.stem
+    output = folder / "output"
+    command = ["run", str(path), "--smoke", "--output", str(output)]
+    command += ["--checkpoints", str(folder / "checkpoints"), *location(suite, request)]
     # Inductor compiles for minutes at any size; tests/test_inductor.py runs it on a network of two layers.
     suite = suite.model_copy(update={"engines": [engine for engine in suite.engines if engine.kind != "inductor"]})
     command += ["--only", f"/{suite.engines[0].kind}/"] if len(suite.engines) == 1 else []
     assert main(command) == 0
-    records = read_records(tmp_path / "output")
+    records = read_records(output)
     assert [(record.case, record.error) for record in records if record.status != "ok"] == []
     assert_every_case_ran(suite, records)
     for record in records:
-        assert examples_path(tmp_path / "output", record.run_id).exists()
-        assert timings_path(tmp_path / "output", record.run_id).exists()
+        assert examples_path(output, record.run_id).exists()
+        assert timings_path(output, record.run_id).exists()
         assert record.parity is not None
         assert record.parity.differing == record.parity.below_epsilon
 
-    assert report(["render", str(tmp_path / "output")]) == 0
-    written = {file.name for file in (tmp_path / "output" / "report").iterdir()}
+    assert report(["render", str(output)]) == 0
+    written = {file.name for file in (output / "report").iterdir()}
     assert {"results.csv", "results.md"} <= written
     assert {Path(name).suffix for name in written} >= {".png", ".svg"}
-    with (tmp_path / "output" / "report" / "results.csv").open() as file:
+    with (output / "report" / "results.csv").open() as file:
         assert {row["run_id"] for row in csv.DictReader(file)} == {record.run_id for record in records}
 
 
