@@ -52,6 +52,12 @@ def _bootstrap_counts(repeats: int, batches: int, seed: int) -> tuple[np.ndarray
     return _counts(draw, repeats), _counts(draw, batches)
 
 
+@lru_cache(maxsize=1)
+def _row_counts(rows: int, seed: int) -> np.ndarray:
+    """How often each draw takes each row [D, N]."""
+    return _counts(np.random.default_rng(seed), rows)
+
+
 def _counts(draw: np.random.Generator, n: int) -> np.ndarray:
     return draw.multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP_DRAWS).astype(np.float64)
 
@@ -127,11 +133,9 @@ def rank_correlation_interval(groups: np.ndarray, x: np.ndarray, y: np.ndarray, 
         y: [N] the other, such as the exit layer.
     """
     rank_x, rank_y = _centred_ranks(groups, x), _centred_ranks(groups, y)
-    draw = np.random.default_rng(seed)
-    rows = draw.integers(len(x), size=(BOOTSTRAP_DRAWS, len(x)))
-    estimates = _correlation(rank_x[rows], rank_y[rows])
-    low, high = np.quantile(estimates, [0.025, 0.975])
-    return Interval(float(_correlation(rank_x[None], rank_y[None])[0]), float(low), float(high))
+    products = np.stack([rank_x * rank_y, rank_x**2, rank_y**2], axis=1)
+    drawn = _correlation(_row_counts(len(x), seed) @ products)
+    return percentile_interval(float(_correlation(products.sum(axis=0))), drawn)
 
 
 def _centred_ranks(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -144,6 +148,7 @@ def _centred_ranks(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    norm = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
-    return (x * y).sum(axis=1) / np.where(norm > 0, norm, np.inf)
+def _correlation(sums: np.ndarray) -> np.ndarray:
+    """Correlation of centred x and y from the sums of x * y, x**2 and y**2 [..., 3]; 0 where either is constant."""
+    norm = np.sqrt(sums[..., 1] * sums[..., 2])
+    return sums[..., 0] / np.where(norm > 0, norm, np.inf)

@@ -1,4 +1,4 @@
-"""`python -m reports`: tables, plots, comparisons and gates from the records of a run, and nothing but the records."""
+"""`python -m reports`: tables, plots, a page, comparisons and gates, from the records of a run and nothing else."""
 
 import argparse
 import os
@@ -8,12 +8,12 @@ from pathlib import Path
 from models.config import UserError
 
 DESCRIPTION = """\
-Tables, plots, comparisons and gates from output folders that `python -m benchmarks run` wrote.
+Tables, plots, a page, comparisons and gates from output folders that `python -m benchmarks run` wrote.
 Nothing is run again: whatever the records lack is left empty.
 """
 EPILOG = """\
 examples:
-  python -m reports render runs/default              every table and plot, into runs/default/report
+  python -m reports render runs/default              all of it, into runs/default/report
   python -m reports render runs/default --floor 0.02 choose within 2 % of float32 instead of 1 %
   python -m reports table runs/default               the tables on this console
   python -m reports compare runs/old runs/new        what moved beyond noise: scores, exits, latency
@@ -22,8 +22,9 @@ examples:
   python -m reports gate accept GATE.yaml runs/new --reason TEXT   runs/new is the baseline from now on
 
 render writes
-  results.md           the answer (early exit or fewer layers?), then a table for each task and shape
-  results.csv          one row for each run, every column; results_columns.md describes them
+  index.html           the page: answers, charts and tables in one file that opens offline
+  results.md           the answer (early exit or fewer layers?), a table for each task and shape, LPOT's and the papers'
+  results.csv, .json   one row for each run, every column; results_columns.md describes them
   front_*.png, .svg    score against measured speed-up, with the front and the truncated networks
   exits_*.png, .svg    where examples leave the network, float32 beside INT8
 
@@ -72,18 +73,23 @@ def render(folder: Path, relative_floor: float, output: Path) -> None:
     # Imported here so that other commands start without pandas and matplotlib.
     from reports import columns, tables
     from reports.choice import apply_floor, choose
+    from reports.other_tables import other_tables
+    from reports.page import page_html
     from reports.plots import draw_all
     from reports.runs import load_runs
 
     runs = apply_floor(load_runs(folder), relative_floor)
     choices = choose(runs, relative_floor)
+    others = other_tables(runs, choices)
     try:
         output.mkdir(parents=True, exist_ok=True)
         images = draw_all(runs, choices, output)
         texts = {
             "results.csv": tables.csv_text(runs),
+            "results.json": tables.json_text(runs),
             "results_columns.md": columns.markdown(),
-            "results.md": tables.markdown_text(runs, choices, images),
+            "results.md": tables.markdown_text(runs, choices, images, others),
+            "index.html": page_html(folder, runs, choices, others),
         }
         for name, text in texts.items():
             (output / name).write_text(text, encoding="utf-8", newline="\n")
@@ -93,7 +99,8 @@ def render(folder: Path, relative_floor: float, output: Path) -> None:
         ) from error
     for choice in choices:
         print(f"{choice.task}, {choice.shape}: {choice.sentence}")
-    print(f"{len(runs.rows)} runs: {output / 'results.md'}, results.csv, {sum(map(len, images.values()))} plots")
+    plots = sum(map(len, images.values()))
+    print(f"{len(runs.rows)} runs: {output / 'index.html'}, results.md, .csv, .json, {plots} plots")
 
 
 def show(folder: Path, relative_floor: float) -> None:
@@ -171,7 +178,9 @@ def _parser() -> argparse.ArgumentParser:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m reports", description=DESCRIPTION, epilog=EPILOG, formatter_class=style)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    render_command = commands.add_parser("render", help="write tables and plots", formatter_class=style, epilog=EPILOG)
+    render_command = commands.add_parser(
+        "render", help="write tables, plots and the page", formatter_class=style, epilog=EPILOG
+    )
     render_command.add_argument("--output", type=Path, metavar="DIR", help="where to write (FOLDER/report)")
     table_command = commands.add_parser("table", help="print the tables", formatter_class=style, epilog=EPILOG)
     _add_comparing(commands)

@@ -52,6 +52,12 @@ def look() -> Any:
     return mpl.rc_context(defaults | STYLE)
 
 
+def lay_out(figure: Figure) -> None:
+    """Find the layout and keep it. With an engine, even one that does nothing, each file would be drawn twice."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)
+
+
 def save(figure: Figure, folder: Path, name: str) -> list[str]:
     """Write PNG and SVG without dates or versions; returns the file names, PNG first."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from reports.drawing import PALETTE, look, save
+from reports.drawing import PALETTE, lay_out, look, save
 from reports.labels import slug
 from reports.runs import Row
 
@@ -88,6 +88,7 @@ def _draw(checkpoint: str, rows: list[Row], folder: Path) -> list[str]:
         recipes = dict.fromkeys((_side(row), row["recipe"]) for pair in shown for row in pair.values())
         handles = [Patch(color=SIDES[side], label=recipe) for side, recipe in sorted(recipes)]
         figure.legend(handles=handles, loc="outside lower right", ncols=2)
+        lay_out(figure)
         return save(figure, folder, f"exits_{slug(first['task'])}_{slug(first['shape'])}_{slug(checkpoint)}")
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from reports.choice import Choice
-from reports.drawing import LINES, colours, kind_of, look, markers, save
+from reports.drawing import LINES, colours, kind_of, lay_out, look, markers, save
 from reports.labels import slug
 from reports.runs import Row
 
@@ -41,10 +41,8 @@ class Label(NamedTuple):
 
 def draw_front(rows: list[Row], choice: Choice, folder: Path) -> list[str]:
     """Write `front_<task>_<shape>.png` and `.svg`; returns their names, none where nothing has a score and a speed."""
-    x = next((name for name in X_AXES if any(row[name] is not None for row in rows)), None)
-    measured = [row for row in rows if x and row[x] is not None and row["dev_score"] is not None]
-    points = [row for row in measured if row["validity"] != "INVALID"]
-    if x is None or not points:
+    x, points, invalid = plotted(rows)
+    if not points:
         return []
     engines = sorted({row["engine"] for row in points})
     with look():
@@ -56,16 +54,31 @@ def draw_front(rows: list[Row], choice: Choice, folder: Path) -> list[str]:
             _mark_answers(axes, choice, engine, x)
             axes.set_title(f"engine {engine}")
         _scale(panels, points, choice, x)
-        _note_missing(panels[0], points, len(measured) - len(points))
+        _note_missing(panels[0], points, invalid)
         panels[0].set_ylabel(f"{points[0]['metric']} on dev, %")
         figure.supxlabel(X_AXES[x], fontsize=10)
         figure.suptitle(f"{choice.task}, {choice.shape}: score against measured speed-up", fontsize=12)
         figure.legend(handles=_legend(points, choice), loc="outside right center", fontsize=9)
-        figure.draw_without_rendering()  # the layout must stand before labels are placed
+        lay_out(figure)  # before labels are placed in it
         for axes, engine in zip(panels, engines, strict=True):
             named = [row for row in [*_chosen(choice), *front] if row["engine"] == engine]
             _annotate(axes, named, points, x)
         return save(figure, folder, f"front_{slug(choice.task)}_{slug(choice.shape)}")
+
+
+def plotted(rows: list[Row]) -> tuple[str, list[Row], int]:
+    """The speed-up to plot by, the runs that have it and a score, and how many more were INVALID."""
+    x = next((name for name in X_AXES if any(row[name] is not None for row in rows)), next(iter(X_AXES)))
+    measured = [row for row in rows if row[x] is not None and row["dev_score"] is not None]
+    points = [row for row in measured if row["validity"] != "INVALID"]
+    return x, points, len(measured) - len(points)
+
+
+def score_range(points: list[Row], choice: Choice) -> tuple[float, float]:
+    """Lowest and highest dev score drawn; shallow networks near chance fall below it."""
+    scores = [row["dev_score"] for row in points]
+    best = (choice.reference or {}).get("dev_score")
+    return min(scores) if best is None else max(min(scores), best - DEPTH_SHOWN), max(scores)
 
 
 def pareto_front(points: list[Row], x: str) -> list[Row]:
@@ -114,10 +127,9 @@ def _mark_answers(axes: Axes, choice: Choice, engine: str, x: str) -> None:
 
 def _scale(panels: list[Axes], points: list[Row], choice: Choice, x: str) -> None:
     """Log speed where it spans more than a factor of 3; shallow networks near chance are counted, not drawn."""
-    axes, scores, speeds = panels[0], _percent(points), [row[x] for row in points]
+    axes, speeds = panels[0], [row[x] for row in points]
     best = (choice.reference or {}).get("dev_score")
-    top = max(scores)
-    floor = min(scores) if best is None else max(min(scores), 100 * (best - DEPTH_SHOWN))
+    floor, top = (100 * score for score in score_range(points, choice))
     room = 0.06 * (top - floor) or 1.0
     axes.set_ylim(floor - room, top + 4 * room)
     if max(speeds) > 3 * min(speeds):

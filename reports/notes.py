@@ -16,8 +16,13 @@ BASELINE_NAMES = {
 def header_notes(runs: Runs, rows: list[Row]) -> list[str]:
     """Lines for one table; `runs` has gone through `apply_floor`."""
     records = [runs.records[row["run_id"]] for row in rows]
+    return [*machine(records), *caveats(runs, rows)]
+
+
+def caveats(runs: Runs, rows: list[Row]) -> list[str]:
+    """The header notes but for the machine."""
+    records = [runs.records[row["run_id"]] for row in rows]
     return [
-        *_machine(records),
         *_scores(rows),
         *_checkpoints(records),
         *_calibration(records),
@@ -33,13 +38,23 @@ def failures(rows: list[Row]) -> list[str]:
     return [f"{describe(row)}: {_one_line(row['error'])}" for row in rows if row["status"] == "error"]
 
 
+def invalid(rows: list[Row]) -> list[str]:
+    """One line for each INVALID run."""
+    return [
+        f"{describe(row)}: {row['parity_differing'] - row['parity_below_epsilon']} of {row['parity_rows']}"
+        " timed rows differ by more than epsilon; never chosen."
+        for row in rows
+        if row["validity"] == "INVALID"
+    ]
+
+
 def describe(row: Row) -> str:
     """A run in one phrase: `pabee minilm, int8_static(kl) on openvino, entropy 0.2`."""
     model = [row["model"]] if row["model"] else []
     return ", ".join([*model, f"{row['recipe']} on {row['engine']}", row["configuration"]])
 
 
-def _machine(records: list[RunRecord]) -> list[str]:
+def machine(records: list[RunRecord]) -> list[str]:
     """What all records' environments agree on; what differs between them is a line of its own."""
     environments = [_flat(record.environment) for record in records]
     names = list(dict.fromkeys(name for environment in environments for name in environment))
@@ -156,7 +171,6 @@ def _parity(rows: list[Row]) -> list[str]:
     if not checked:
         return []
     differing = [row for row in checked if row["parity_differing"]]
-    invalid = [row for row in checked if row["validity"] == "INVALID"]
     lines = [f"Parity: live and replayed exits and labels agree on every timed row of {len(checked)} runs."]
     if differing:
         near = sum(row["parity_below_epsilon"] for row in differing)
@@ -165,11 +179,7 @@ def _parity(rows: list[Row]) -> list[str]:
             f"Parity: in {len(differing)} of {len(checked)} runs {total} live exits or labels differ from the replayed"
             f" ones, {near} of them closer than epsilon to turning."
         ]
-    return lines + [
-        f"INVALID: {describe(row)}: {row['parity_differing'] - row['parity_below_epsilon']} of {row['parity_rows']}"
-        " timed rows differ by more than epsilon; never chosen."
-        for row in invalid
-    ]
+    return lines + [f"INVALID: {line}" for line in invalid(checked)]
 
 
 def _timing_only(rows: list[Row]) -> list[str]:

@@ -1,8 +1,9 @@
-"""Results as tables: on the console, as Markdown, and as CSV. Scores are in percent here, and say so."""
+"""Results as tables: on the console, as Markdown, CSV and JSON. What is printed in percent says so."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -10,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.choice import KINDS, Answer, Choice
+from reports.columns import COLUMNS as FIELDS
+from reports.columns import METRIC_TEXT
 from reports.frame import to_frame
 from reports.notes import describe, failures, header_notes
 from reports.runs import Row, Runs
@@ -25,6 +28,15 @@ class Column:
     priority: int
     cell: Cell
     text: bool = False  # left-aligned
+
+
+class OtherTable(NamedTuple):
+    """One more table over the whole folder, with the lines that explain it."""
+
+    title: str
+    columns: list[Column]
+    rows: list[Row]
+    notes: list[str]
 
 
 def number(name: str, digits: int, scale: float = 1) -> Cell:
@@ -144,8 +156,21 @@ def csv_text(runs: Runs) -> str:
     return frame.assign(exit_counts=counts).to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
 
-def markdown_text(runs: Runs, choices: list[Choice], images: dict[tuple[str, str], list[str]]) -> str:
-    """`results.md`: the answers, then a table for each task and shape. `images`: (task, shape) -> files beside it."""
+def json_text(runs: Runs) -> str:
+    """`results.json`: the rows of `results.csv`, null where a record lacks something, and what the columns mean."""
+    names = to_frame(runs).columns
+    rows = [{name: row.get(name) for name in names} for row in runs.rows]
+    content = {"schema": "exitbench/results/1", "columns": FIELDS, "further_columns": METRIC_TEXT, "rows": rows}
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def markdown_text(
+    runs: Runs, choices: list[Choice], images: dict[tuple[str, str], list[str]], others: list[OtherTable]
+) -> str:
+    """`results.md`: the answers, a table for each task and shape, the others.
+
+    `images`: (task, shape) -> files beside it.
+    """
     lines = ["# Results", "", "Scores are in percent. Every column of `results.csv` is described in"]
     lines += ["[results_columns.md](results_columns.md).", "", "## The answer", ""]
     for choice in choices:
@@ -159,6 +184,9 @@ def markdown_text(runs: Runs, choices: list[Choice], images: dict[tuple[str, str
         lines += ["", *_markdown_table(COLUMNS, rows), ""]
         lines += [f"- Failed: {_safe(line)}" for line in failures(rows)] + [""]
         lines += [line for name in images.get((task, shape), []) for line in (f"![{name}]({name})", "")]
+    for other in others:
+        lines += [f"## {other.title}", "", *[f"- {line}" for line in other.notes], ""]
+        lines += [*_markdown_table(other.columns, other.rows), ""]
     lines += ["## Reading the tables", "", *[f"- {line}" for line in LEGEND]]
     return "\n".join(_without_double_blanks(lines)) + "\n"
 

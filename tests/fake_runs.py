@@ -1,5 +1,6 @@
 """Output folders made by hand: small, but as a real run writes them."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -127,3 +128,48 @@ def add_examples(folder: Path, run_id: str, right: np.ndarray, exit_layers: np.n
         "exit_layer": exit_layers,
     }
     write_columns(examples_path(folder, run_id), columns)
+
+
+def add_drawn_examples(folder: Path, given: RunRecord, seed: int = 0, grades: bool = False) -> None:
+    """Write predictions of as many rows as left at each layer by `given`, in an order drawn by `seed`."""
+    counts = given.exit_counts["dev"]
+    draw = np.random.default_rng(seed)
+    exit_layers = draw.permutation(np.repeat(np.arange(1, len(counts) + 1), counts))
+    rows = len(exit_layers)
+    columns: dict[str, Any] = {
+        "id": [f"dev-{i}" for i in range(rows)],
+        "label": np.arange(rows) % 2,
+        "length": 5 + np.arange(rows) % 40,
+        "prediction": draw.integers(2, size=rows),
+        "exit_layer": exit_layers,
+    }
+    write_columns(examples_path(folder, given.run_id), columns | ({"grade": np.arange(rows) % 4} if grades else {}))
+
+
+def add_suite(folder: Path, policies: int, rows: int = 100, batches: int = 8, tasks: int = 1) -> int:
+    """A suite of two methods, two recipes and two batch sizes; returns how many runs it has.
+
+    Each combination has the whole network, three truncated ones, exits that never fire, and `policies` thresholds.
+    """
+    written = 0
+    for task, method, batch, recipe in itertools.product(range(tasks), ("pabee", "deebert"), (1, 8), (FLOAT32, INT8)):
+        name = f"{task}-{method}-{batch}-{recipe['kind']}"
+        shared: dict[str, Any] = {"task": f"task{task}", "checkpoint": checkpoint(method), "recipe": recipe}
+        shared |= {"session": f"{task}-{method}", "shape": SHAPE | {"batch_size": batch}}
+        runs = [record(f"{name}-whole", **shared)]
+        runs += [truncated(f"{name}-first-{layer}", layer, dev=0.8 + 0.02 * layer, **shared) for layer in (1, 2, 3)]
+        runs.append(early(f"{name}-never", FULL_DEPTH, **(shared | {"exit_counts": {"dev": [0, 0, 0, rows]}})))
+        for i in range(policies):
+            leaving = [rows * (i + 1) // (2 * policies), rows // 4, rows // 8]
+            counts = {"dev": [*leaving, rows - sum(leaving)]}
+            policy = {"kind": "entropy", "threshold": round(0.7 * (i + 1) / policies, 3)}
+            runs.append(early(f"{name}-entropy-{i}", policy, dev=0.9 - 0.001 * i, exit_counts=counts, **shared))
+        for i, run in enumerate(runs):
+            append_record(folder, run)
+            layers = np.average(np.arange(1, 5), weights=run.exit_counts["dev"])
+            noise = np.random.default_rng(i).normal(1, 0.05, size=(3, batches)).clip(0.5)
+            faster = 2 if recipe is INT8 else 1
+            add_timings(folder, run.run_id, layers * batch / 1000 / faster * noise, batch)
+            add_drawn_examples(folder, run, seed=i, grades=task == 0)
+        written += len(runs)
+    return written

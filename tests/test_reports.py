@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.records import Parity, timings_path, write_columns
+from benchmarks.records import Parity, examples_path, timings_path, write_columns
 from benchmarks.statistics import proportion_interval, ratio_interval
 from models.config import UserError
 from reports import columns, labels, tables
@@ -20,7 +20,9 @@ from reports.exits_plot import pairs, spaced
 from reports.frame import load_frame
 from reports.front import pareto_front
 from reports.notes import failures, header_notes
+from reports.other_tables import lpot, other_tables, papers
 from reports.runs import Row, Runs, load_runs
+from reports.shifts import find_shifts, read_moved
 from tests.fake_runs import (
     ENTROPY,
     INT8,
@@ -35,6 +37,7 @@ from tests.fake_runs import (
 
 ROOT = Path(__file__).resolve().parent.parent
 NEVER = {"kind": "fixed", "layer": None}
+FILES = {"index.html", "results.md", "results.csv", "results.json", "results_columns.md"}
 IMPOSED = {"kind": "imposed", "exit_layers": [2]}
 
 
@@ -373,19 +376,23 @@ def test_render_twice_is_byte_identical(folder: Path, tmp_path: Path, capsys: py
     assert first == second
     shape = "batch-1-padding-longest-threads-2"
     plots = [f"front_sst2_{shape}", f"exits_sst2_{shape}_sst2-pabee-minilm"]
-    assert set(first) == {"results.md", "results.csv", "results_columns.md"} | {
-        f"{name}.{kind}" for name in plots for kind in ("png", "svg")
-    }
+    assert set(first) == FILES | {f"{name}.{kind}" for name in plots for kind in ("png", "svg")}
     assert all(first[f"{name}.png"].startswith(b"\x89PNG") and b"<svg" in first[f"{name}.svg"] for name in plots)
     assert capsys.readouterr().out.startswith("sst2, batch 1, padding longest, threads 2: Early exit wins")
 
 
 def test_markdown(folder: Path):
     runs = apply_floor(load_runs(folder))
-    text = tables.markdown_text(runs, choose(runs), {("sst2", "batch 1, padding longest, threads 2"): ["front.png"]})
+    text = tables.markdown_text(
+        runs,
+        choose(runs),
+        {("sst2", "batch 1, padding longest, threads 2"): ["front.png"]},
+        other_tables(runs, choose(runs)),
+    )
     answer, table = text.index("## The answer"), text.index("## sst2: batch 1, padding longest, threads 2")
     assert answer < table < text.index("![front.png](front.png)")
     assert "Scores are in percent" in text[:answer]
+    assert table < text.index("## In LPOT's shape") < text.index("## In the papers' shape")
     assert "\n\n\n" not in text
     assert "no g++ \\| found" in text
     bodies = [line for line in text.splitlines() if line.startswith("| ")]
@@ -407,6 +414,75 @@ def test_csv_is_tidy_and_documented(folder: Path):
     assert math.isnan(frame.loc["told", "dev_score"])
     documented = columns.markdown()
     assert all(f"`{name}`" in documented for name in text.splitlines()[0].split(",") if not name.startswith("score_"))
+
+
+def test_json_holds_the_rows_and_what_their_columns_mean(folder: Path):
+    runs = apply_floor(load_runs(folder))
+    found = json.loads(tables.json_text(runs))
+    assert found["columns"] == columns.COLUMNS
+    assert [row["run_id"] for row in found["rows"]] == [row["run_id"] for row in runs.rows]
+    by_id = {row["run_id"]: row for row in found["rows"]}
+    assert {tuple(row) for row in found["rows"]} == {(*columns.COLUMNS, "score_dev_accuracy", "score_tune_accuracy")}
+    assert (by_id["early"]["exit_counts"], by_id["early"]["dev_score"]) == ([40, 30, 20, 10], 0.89)
+    assert by_id["told"]["dev_score"] is None
+
+
+def test_lpot_table_sets_int8_beside_float32_of_the_same_engine(folder: Path):
+    summary = lpot(rendered_runs(folder))
+    cells = [[column.cell(row) for column in summary.columns] for row in summary.rows]
+    shape = "batch 1, padding longest, threads 2"
+    expected = ["88.00", "90.00", "-2.22", "400.0", "125.0", "3.20"]
+    assert cells == [["openvino", "sst2", "pabee", "int8_static(kl)", shape, *expected]]
+
+
+def test_lpot_table_leaves_empty_what_was_not_run(tmp_path: Path):
+    add(tmp_path, record("int8", recipe=INT8))
+    summary = lpot(rendered_runs(tmp_path))
+    (row,) = summary.rows
+    assert [column.cell(row) for column in summary.columns][5:] == ["90.00", "", "", "", "", ""]
+
+
+def test_papers_table_takes_each_method_with_its_own_policy(tmp_path: Path):
+    patience = [{"kind": "patience", "patience": patience} for patience in (1, 2, 3)]
+    saving = [{"dev": counts} for counts in ([60, 40, 0, 0], [40, 30, 20, 10], [0, 0, 50, 50])]
+    add(tmp_path, record("fp32", dev=0.9, tune=0.9), 8.0)
+    add(tmp_path, early("below the floor", patience[0], dev=0.91, tune=0.8, exit_counts=saving[0]), 1.0)
+    add(tmp_path, early("saves most", patience[1], dev=0.88, tune=0.9, exit_counts=saving[1]), 2.0)
+    add(tmp_path, early("saves less", patience[2], dev=0.89, tune=0.9, exit_counts=saving[2]), 3.0)
+    add(tmp_path, early("not PABEE", ENTROPY, dev=0.92, tune=0.9, exit_counts=saving[0]), 1.0)
+    runs = rendered_runs(tmp_path)
+    table = papers(runs, choose(runs))
+    rows = [[column.cell(row) for column in table.columns] for row in table.rows]
+    assert rows[0][:4] == ["sst2", "ours: models/minilm, float32", "90.0", "88.0 (patience 2: 50 % of layers saved)"]
+    assert rows[0][4:] == ["", "", ""]
+    assert rows[1] == ["sst2", "published: ALBERT-base (theirs)", "92.8", "93.0 (1.57x)", "", "", ""]
+    assert [row[1:4] for row in rows[2:]] == [
+        ["published: BERT-base (theirs)", "92.1", "92.0 (1.62x)"],
+        ["published: ALBERT-large (theirs)", "94.9", "95.2 (2.42x)"],
+    ]
+
+
+def test_shift_counts_rows_by_both_exit_layers(tmp_path: Path):
+    pair = [early("fp32"), early("int8", recipe=INT8), early("elsewhere", recipe=INT8, engine="inductor")]
+    columns_of = {"fp32": ([1, 1, 2, 4], [0, 1, 0, 1]), "int8": ([1, 2, 2, 3], [0, 1, 1, 1])}
+    for given in pair:
+        add(tmp_path, given)
+    (shift,) = find_shifts(load_runs(tmp_path).rows)
+    assert (shift.float32["run_id"], shift.int8["run_id"]) == ("fp32", "int8")
+    assert read_moved(tmp_path, shift) is None
+    for name, (exit_layers, predictions) in columns_of.items():
+        columns = {"id": ["a", "b", "c", "d"], "prediction": predictions, "exit_layer": exit_layers}
+        write_columns(examples_path(tmp_path, name), columns)
+    moved = read_moved(tmp_path, shift)
+    assert moved is not None
+    assert moved.matrix.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
+    assert (moved.agreement, moved.drift, moved.label_flips) == (0.5, 0.0, 1)
+    write_columns(examples_path(tmp_path, "int8"), columns | {"id": ["a", "b", "d", "c"]})
+    assert read_moved(tmp_path, shift) is None
+
+
+def rendered_runs(folder: Path) -> Runs:
+    return apply_floor(load_runs(folder))
 
 
 @pytest.mark.parametrize("width", [80, 120, 160, 240])
@@ -456,8 +532,8 @@ def test_exit_plot_spaces_policies_over_the_mean_exit_layer():
 def test_render_of_failures_alone(tmp_path: Path):
     add(tmp_path, record("a", status="error", error="nothing works", scores={}, exit_counts={}, checkpoint=None))
     files = rendered(tmp_path, tmp_path / "report")
-    assert set(files) == {"results.md", "results.csv", "results_columns.md"}
-    assert b"nothing works" in files["results.md"]
+    assert set(files) == FILES
+    assert all(b"nothing works" in files[name] for name in ("results.md", "results.json", "index.html"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,146 @@
+"""The results in shapes that readers know from elsewhere: LPOT's, and that of the papers on early exit.
+
+LPOT's is the table of tuned models in the README of Intel's Low Precision Optimization Tool (now Neural Compressor).
+"""
+
+from typing import NamedTuple
+
+from reports.choice import Choice
+from reports.runs import Row, Runs
+from reports.tables import Column, OtherTable, number, text
+
+# What each method's paper leaves the network by; any other policy is another combination and not called by its name.
+OWN_POLICY = {"pabee": "patience", "deebert": "entropy", "fastbert": "uncertainty", "romebert": "entropy"}
+
+
+class Published(NamedTuple):
+    """Dev scores in percent as printed by Zhou et al. 2020 (PABEE), one speed-up over all tasks."""
+
+    backbone: str
+    speedup: float
+    full_depth: dict[str, float]
+    pabee: dict[str, float]
+
+
+_GLUE = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"]
+_THREE = ["mnli", "sst2", "stsb"]
+
+
+def _scores(tasks: list[str], *scores: float) -> dict[str, float]:
+    return dict(zip(tasks, scores, strict=True))
+
+
+PUBLISHED = [
+    Published(
+        "ALBERT-base",
+        1.57,
+        full_depth=_scores(_GLUE, 58.9, 84.6, 89.5, 91.7, 89.6, 78.6, 92.8, 89.5),
+        pabee=_scores(_GLUE, 61.2, 85.1, 90.0, 91.8, 89.6, 80.1, 93.0, 90.1),
+    ),
+    Published("BERT-base", 1.62, _scores(_THREE, 84.5, 92.1, 88.9), _scores(_THREE, 83.6, 92.0, 88.7)),
+    Published("ALBERT-large", 2.42, _scores(_THREE, 86.4, 94.9, 90.4), _scores(_THREE, 86.8, 95.2, 90.6)),
+]
+
+
+def other_tables(runs: Runs, choices: list[Choice]) -> list[OtherTable]:
+    """The tables that have rows; `runs` has gone through `apply_floor`."""
+    return [table for table in (lpot(runs), papers(runs, choices)) if table.rows]
+
+
+def lpot(runs: Runs) -> OtherTable:
+    """FP32 against INT8 for each whole network without exits, as LPOT's table of models shows them."""
+    peers = {_network(row): row for row in runs.rows if row["role"] == "no exits" and row["recipe"] == "float32"}
+    rows = []
+    for row in runs.rows:
+        if row["role"] != "no exits" or not row["recipe"].startswith("int8") or row["status"] == "error":
+            continue
+        fp32 = peers.get(_network(row), {})
+        known = None not in (row["dev_score"], fp32.get("dev_score")) and fp32["dev_score"]
+        rows.append(
+            row
+            | {
+                "fp32_score": fp32.get("dev_score"),
+                "score_ratio": row["dev_score"] / fp32["dev_score"] - 1 if known else None,
+                "fp32_throughput_per_s": fp32.get("throughput_per_s"),
+            }
+        )
+    columns = [
+        Column("engine", 0, text("engine"), text=True),
+        Column("task", 0, text("task"), text=True),
+        Column("model", 0, text("model"), text=True),
+        Column("recipe", 0, text("recipe"), text=True),
+        Column("shape", 0, text("shape"), text=True),
+        Column("accuracy INT8 %", 0, number("dev_score", 2, 100)),
+        Column("accuracy FP32 %", 0, number("fp32_score", 2, 100)),
+        Column("acc ratio [(INT8-FP32)/FP32] %", 0, number("score_ratio", 2, 100)),
+        Column("throughput INT8 / s", 0, number("throughput_per_s", 1)),
+        Column("throughput FP32 / s", 0, number("fp32_throughput_per_s", 1)),
+        Column("ratio [FP32/INT8 latency]", 0, number("speedup_float32_same_engine", 2)),
+    ]
+    notes = ["Whole networks without exits, on dev; accuracy stands for the task's headline metric."]
+    return OtherTable("In LPOT's shape", columns, rows, notes)
+
+
+def papers(runs: Runs, choices: list[Choice]) -> OtherTable:
+    """A row for each task, backbone and recipe, and the published rows of that task below ours.
+
+    The first shape of each task is taken: it changes the time, not what the papers print.
+    """
+    rows: list[Row] = []
+    for task in dict.fromkeys(choice.task for choice in choices):
+        found = next(group for name, _, group in runs.groups() if name == task)
+        networks = dict.fromkeys((row["backbone"], row["recipe"]) for row in found if row["dev_score"] is not None)
+        for backbone, recipe in networks:
+            rows.append(_ours(task, [row for row in found if (row["backbone"], row["recipe"]) == (backbone, recipe)]))
+        rows += [_theirs(task, published) for published in PUBLISHED if task in published.full_depth]
+    columns = [
+        Column("task", 0, text("task"), text=True),
+        Column("network", 0, text("network"), text=True),
+        Column("full depth", 0, text("full depth")),
+        *[Column(method, 0, text(method)) for method in OWN_POLICY],
+    ]
+    notes = [
+        "Dev scores in percent. Of each method, with its paper's own policy, the run that saves most layers within"
+        " the floor on tune; empty where there is none.",
+        "Published rows are theirs, not measured here: dev scores and the one speed-up over all tasks as printed by"
+        " Zhou et al. 2020 (PABEE). Xin et al. 2020 (DeeBERT) save up to about 40 % of the time at minimal loss.",
+    ]
+    return OtherTable("In the papers' shape", columns, rows, notes)
+
+
+def _network(row: Row) -> tuple:
+    return tuple(row[name] for name in ("task", "shape", "checkpoint", "engine"))
+
+
+def _ours(task: str, rows: list[Row]) -> Row:
+    ours: Row = {"task": task, "network": f"ours: {rows[0]['backbone'] or 'unknown'}, {rows[0]['recipe']}"}
+    whole = [row for row in rows if row["role"] == "no exits" and row["tune_score"] is not None]
+    best = max(whole, key=lambda row: row["tune_score"], default={"dev_score": None})
+    ours["full depth"] = number("dev_score", 1, 100)(best)
+    return ours | {method: _method_cell(method, policy, rows) for method, policy in OWN_POLICY.items()}
+
+
+def _method_cell(method: str, policy: str, rows: list[Row]) -> str | None:
+    """`88.6 (entropy 0.2: 57 % of layers saved)`, or nothing."""
+    allowed = [
+        row
+        for row in rows
+        if (row["method"], row["role"], row["policy"].split()[0]) == (method, "early exit", policy)
+        and row["within_floor"]
+        and row["validity"] != "INVALID"
+        and None not in (row["layer_saving"], row["dev_score"])
+    ]
+    if not allowed:
+        return None
+    best = max(allowed, key=lambda row: row["layer_saving"])
+    return f"{best['dev_score'] * 100:.1f} ({best['policy']}: {best['layer_saving'] * 100:.0f} % of layers saved)"
+
+
+def _theirs(task: str, published: Published) -> Row:
+    empty: Row = dict.fromkeys(OWN_POLICY)
+    return empty | {
+        "task": task,
+        "network": f"published: {published.backbone} (theirs)",
+        "full depth": f"{published.full_depth[task]:.1f}",
+        "pabee": f"{published.pabee[task]:.1f} ({published.speedup:.2f}x)",
+    }
