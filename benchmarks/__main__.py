@@ -1,4 +1,4 @@
-"""Command line of the harness: `python -m benchmarks run | train | depths | list`."""
+"""Command line of the harness: `python -m benchmarks run | train | tune | depths | list`."""
 
 import argparse
 import os
@@ -18,10 +18,11 @@ EPILOG = """examples:
   python -m benchmarks run SUITE.yaml --dry-run            what would run, how long, how much disk
   python -m benchmarks run SUITE.yaml --only int8_static   only cases whose name contains the text
   python -m benchmarks train SUITE.yaml                    fine-tune its checkpoints and stop
+  python -m benchmarks tune yaml_configs/tuning/default.yaml   the fastest within an accuracy floor, searched
   python -m benchmarks depths                              what leaving at each layer of BERT-base costs
   python -m benchmarks list                                suites, axes and their cases
 
-exit codes: 0 all runs ok, 1 a run failed (its record says why), 2 unusable input, 130 interrupted
+exit codes: 0 all runs ok, 1 a run failed (its record says why), 2 unusable input, 130 interrupted; tune: 0 PASS, 1 FAIL
 """
 
 
@@ -36,8 +37,9 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train what is missing, then measure every combination of a suite")
     train = commands.add_parser("train", help="only fine-tune the checkpoints of a suite")
-    for command in (run, train):
-        command.add_argument("suite", type=Path, help="a YAML file, such as yaml_configs/suites/default.yaml")
+    tune = commands.add_parser("tune", help="search recipes, exits kept and thresholds within an accuracy floor")
+    for command, kind, folder in ((run, "suite", "suites"), (train, "suite", "suites"), (tune, "tuning", "tuning")):
+        command.add_argument(kind, type=Path, help=f"a YAML file, such as yaml_configs/{folder}/default.yaml")
         command.add_argument(
             "--dataset_location",
             type=Path,
@@ -52,9 +54,10 @@ def parser() -> argparse.ArgumentParser:
             help="where fine-tuned models are kept and found again (default: %(default)s)",
         )
         command.add_argument("--smoke", action="store_true", help="the same combinations on a handful of rows")
-    run.add_argument(
-        "--output", type=Path, metavar="DIR", help="where records go (default: runs/SUITE); the same folder resumes"
-    )
+    for command, default in ((run, "runs/SUITE"), (tune, "its workspace, or runs/tune_NAME")):
+        command.add_argument(
+            "--output", type=Path, metavar="DIR", help=f"where records go (default: {default}); the same folder resumes"
+        )
     run.add_argument("--only", metavar="TEXT", help="only the runs whose case contains TEXT")
     run.add_argument("--dry-run", action="store_true", help="print the runs, rough minutes and disk, and stop")
     depths = commands.add_parser("depths", help="what leaving at each layer costs (random weights, timing only)")
@@ -88,6 +91,8 @@ def _command(options: argparse.Namespace) -> int:
         return _list()
     if options.command == "depths":
         return _depths(options)
+    if options.command == "tune":
+        return _tune(options)
     from benchmarks.suite import read_suite
 
     suite = read_suite(options.suite)
@@ -116,6 +121,21 @@ def _run(options: argparse.Namespace, suite: "Suite") -> int:
         console.print(f"failed: {record.case}: {record.error}", style="red", markup=False)
     console.print(f"records: {output / 'records.jsonl'}")
     return 1 if failed else 0
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from benchmarks.tuning import read_tuning
+
+    tuning = read_tuning(options.tuning)
+    tuning = tuning.smoke() if options.smoke else tuning
+    workspace = tuning.tuning.workspace.path
+    output = options.output or Path(workspace or f"runs/tune_{tuning.model.name}")
+    output.mkdir(parents=True, exist_ok=True)  # fails before hours of training, if it fails
+    # Before PyTorch starts its threads: exporting the winner calibrates, and threads that spin fight.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from benchmarks.winner import run_tuning
+
+    return run_tuning(tuning, options.dataset_location, options.checkpoints, output, options.smoke, print)
 
 
 def _train(options: argparse.Namespace, suite: "Suite") -> int:
@@ -183,6 +203,7 @@ def _depths(options: argparse.Namespace) -> int:
 
 def _list() -> int:
     from benchmarks.suite import read_suite
+    from benchmarks.tuning import SHIPPED, read_tuning
     from models.families import FAMILIES, SHORT_NAMES
     from models.methods import Method
     from models.policies import Policy
@@ -194,6 +215,10 @@ def _list() -> int:
     for path in sorted(Path("yaml_configs/suites").glob("*.yaml")):
         suite = read_suite(path)
         print(f"  {path}  ({len(suite.tasks)} tasks, {len(suite.checkpoints)} checkpoints)")
+    print("tunings")
+    for path in sorted(SHIPPED.glob("*.yaml")):
+        tuning = read_tuning(path)
+        print(f"  {path}  ({tuning.model.task.name}, {len(tuning.model.checkpoints)} checkpoints)")
     for axis, union in (
         ("tasks", Task),
         ("methods", Method),

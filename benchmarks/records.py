@@ -7,6 +7,10 @@ An output folder holds
     columns/<run_id>/timings.parquet    repeat, batch, rows, seconds: one row for each timed batch
     recordings/<recording_id>/exits.npz logits [exits, N, C] of every kept exit, per split, shared by many runs
 
+and that of a tuning
+
+    trials.jsonl                        one `TrialRecord` a line, written as trials finish; and its recordings
+
 A record stores what was seen; speed-ups, savings and choices are derived when read (`reports/`).
 """
 
@@ -14,7 +18,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +27,8 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from models.config import Config, UserError
 
-SCHEMA = "exitbench/record/1"
-RECORDS = "records.jsonl"
+SCHEMA, TRIAL_SCHEMA = "exitbench/record/1", "exitbench/trial/1"
+RECORDS, TRIALS = "records.jsonl", "trials.jsonl"
 
 
 class CheckpointInfo(Config):
@@ -127,6 +131,54 @@ class RunRecord(Config):
     environment: dict[str, Any]
 
 
+class Timing(Config):
+    """Seconds of each call of a candidate and, turn by turn with it over the same rows, of its tuning's anchor."""
+
+    seconds: list[float]
+    anchor_seconds: list[float]
+    size_bytes: int | None
+    anchor_size_bytes: int | None
+
+
+class TrialRecord(Config):
+    """One trial of a tuning.
+
+    Attributes:
+        tuning: hash of what is tuned: the file, data, checkpoints and toolchain versions; resume goes by it.
+        number: from 1; 0 is the float32 network without exits, which sets the floor.
+        choice: the option taken on each axis of the space; empty for number 0.
+        case: the combination tried, with the dial that replay chose.
+        score: on `tune`, in `metric`, replayed; None where the trial failed.
+        exit_counts: `tune` rows that left at layers 1..L.
+        timing: None below the floor: what may not be served is not timed.
+        trial_seconds: what the trial took.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    schema_version: Literal["exitbench/trial/1"] = TRIAL_SCHEMA
+    tuning: str
+    number: int
+    choice: list[int]
+    case: str
+    checkpoint: str
+    recipe: dict[str, Any]
+    with_exits: bool
+    exits: list[int]
+    policy: dict[str, Any]
+    metric: str
+    score: float | None = None
+    exit_counts: list[int] = Field(default_factory=list)
+    timing: Timing | None = None
+    error: str | None = None
+    trial_seconds: float
+    started_at: str
+    environment: dict[str, Any]
+
+
+Line = TypeVar("Line", RunRecord, TrialRecord)
+
+
 def read_records(folder: Path) -> list[RunRecord]:
     """The records of an output folder; the newest of each `run_id`, in order of first writing.
 
@@ -138,27 +190,40 @@ def read_records(folder: Path) -> list[RunRecord]:
     path = folder / RECORDS
     if not path.is_file():
         raise UserError(f"{str(folder)!r} holds no {RECORDS}; give a folder written by `python -m benchmarks run`")
+    return list({record.run_id: record for record in _read_lines(path, RunRecord, SCHEMA)}.values())
+
+
+def read_trials(folder: Path) -> list[TrialRecord]:
+    """The trials of a tuning's output folder in their order, none where there are none yet.
+
+    Raises:
+        UserError: a line that is not a trial of this version.
+    """
+    path = folder / TRIALS
+    return _read_lines(path, TrialRecord, TRIAL_SCHEMA) if path.exists() else []
+
+
+def _read_lines(path: Path, kind: type[Line], schema: str) -> list[Line]:
     lines = path.read_bytes().split(b"\n")
-    found: dict[str, RunRecord] = {}
+    found = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is unfinished
         try:
             raw = json.loads(line)
             version = raw.get("schema_version")
-            if version != SCHEMA:
+            if version != schema:
                 raise UserError(
-                    f"{path}:{number} has schema {version!r}; this ExitBench reads {SCHEMA!r}: run the suite again"
+                    f"{path}:{number} has schema {version!r}; this ExitBench reads {schema!r}: run the suite again"
                 )
-            record = RunRecord.model_validate(raw)
+            found.append(kind.model_validate(raw))
         except (ValueError, AttributeError, ValidationError) as error:
             first = str(error).splitlines()[0]
             raise UserError(f"{path}:{number} is not a record ({first}); remove the line and resume") from error
-        found[record.run_id] = record
-    return list(found.values())
+    return found
 
 
-def append_record(folder: Path, record: RunRecord) -> None:
-    """Write one record as one line, on disk before returning. A line cut short by an earlier kill is ended first."""
-    path = folder / RECORDS
+def append_record(folder: Path, record: RunRecord | TrialRecord) -> None:
+    """Write one record as one line, on disk before returning. A line cut short by an earlier kill is dropped first."""
+    path = folder / (RECORDS if isinstance(record, RunRecord) else TRIALS)
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         if file.tell():

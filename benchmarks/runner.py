@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ from benchmarks.suite import RunSpec, Shape, engine_label, recipe_label
 from benchmarks.worker import Built, Worker, WorkerError, WorkerSpec
 from models.config import UserError
 from models.encoding import Encoded, encode
-from models.policies import replay
+from models.policies import Replayed, replay
+from models.tasks import Task
 from quant.recipes import calibration_inputs
 
 # How close to turning a decision must be (logits, nats or probability) for live and replayed exits to differ without
@@ -80,7 +82,9 @@ def measure(session: Session, say: Say) -> list[RunRecord]:
         with _workers(session, encoded, threads) as workers:
             for shape in grouped:
                 runs = [_Measured(run, ids[run.case]) for run in session.runs if run.shape == shape]
-                busy = {key: worker for key, worker in workers.items() if any(_key(run.spec) == key for run in runs)}
+                busy = {
+                    key: worker for key, worker in workers.items() if any(worker_key(run.spec) == key for run in runs)
+                }
                 failed += _measure_shape(session, shape, encoded, busy, runs, say)
     return failed
 
@@ -88,30 +92,36 @@ def measure(session: Session, say: Say) -> list[RunRecord]:
 Key = tuple[str, str, str]
 
 
-def _key(run: RunSpec) -> Key:
+def worker_key(run: RunSpec) -> Key:
+    """What runs must share to share a worker."""
     return run.checkpoint, recipe_label(run.recipe), engine_label(run.engine)
+
+
+def open_worker(session: Session, run: RunSpec, splits: dict[str, Encoded], timed: str = "dev") -> Worker:
+    """Start the worker of a run: it records `splits` and times rows of the one called `timed`."""
+    pad = session.main.network.backbone.config.pad_token_id
+    length, fit = max_length(session), session.data.splits["fit"]
+    spec = WorkerSpec(
+        checkpoint=session.member(run).folder,
+        recipe=run.recipe,
+        engine=run.engine,
+        threads=run.shape.thread_count,
+        splits=splits,
+        timed=timed,
+        calibration=calibration_inputs(run.recipe, fit, session.main.tokenizer, length, pad),
+        pad_token_id=pad,
+        max_seq_length=length,
+    )
+    return Worker(spec, session.output / "logs" / f"{'-'.join(worker_key(run))}.log")
 
 
 @contextmanager
 def _workers(session: Session, encoded: dict[str, Encoded], threads: int) -> Iterator[dict[Key, Worker]]:
-    pad = session.main.network.backbone.config.pad_token_id
-    length, fit = max_length(session), session.data.splits["fit"]
     workers: dict[Key, Worker] = {}
     try:
         for run in session.runs:
-            if _key(run) in workers or run.shape.thread_count != threads:
-                continue
-            spec = WorkerSpec(
-                checkpoint=session.member(run).folder,
-                recipe=run.recipe,
-                engine=run.engine,
-                threads=threads,
-                splits=encoded,
-                calibration=calibration_inputs(run.recipe, fit, session.main.tokenizer, length, pad),
-                pad_token_id=pad,
-                max_seq_length=length,
-            )
-            workers[_key(run)] = Worker(spec, session.output / "logs" / f"{'-'.join(_key(run))}.log")
+            if worker_key(run) not in workers and run.shape.thread_count == threads:
+                workers[worker_key(run)] = open_worker(session, run, encoded)
         yield workers
     finally:
         for worker in workers.values():
@@ -134,7 +144,7 @@ def _measure_shape(
     for worker in workers.values():
         worker.ask("opened")  # all together: quantizing and converting is not timed
     for key, worker in workers.items():
-        mine = [run for run in runs if _key(run.spec) == key]
+        mine = [run for run in runs if worker_key(run.spec) == key]
         say(f"  {shape.label}  {' on '.join(key[1:])}{_of(session, key)}: quantize, record, build")
         try:
             open_seconds[key] = worker.answer()
@@ -143,7 +153,7 @@ def _measure_shape(
             for run in mine:
                 run.error = str(error)
             continue
-        _save_recording(session, mine, recorded)
+        save_recording(recording_path(session.output, recording_id(session, mine[0].spec)), recorded)
         for run in mine:
             _replay_and_build(session, run, recorded, encoded["dev"].lengths, worker, timed)
         for index, run in enumerate(run for run in mine if run.built is not None):
@@ -175,18 +185,31 @@ def _of(session: Session, key: Key) -> str:
     return "" if member.truncates is None else f" ({member.checkpoint.network.num_layers} of {member.depth} layers)"
 
 
-def _recording_id(run: _Measured, session: Session) -> str:
-    text = "|".join([session.member(run.spec).checkpoint.hash, *_key(run.spec), run.spec.shape.label])
+def recording_id(session: Session, run: RunSpec) -> str:
+    """What runs share that are replayed from one recording pass."""
+    text = "|".join([session.member(run).checkpoint.hash, *worker_key(run), run.shape.label])
     return hashlib.sha256((text + session.data.data_hash).encode()).hexdigest()[:16]
 
 
-def _save_recording(session: Session, runs: list[_Measured], recorded: dict[str, np.ndarray]) -> None:
-    path = recording_path(session.output, _recording_id(runs[0], session))
+def save_recording(path: Path, recorded: dict[str, np.ndarray]) -> None:
+    """Write the logits [L, N, C] of every split, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp.npz")
-    arrays: Any = recorded | {"exits": np.arange(1, len(recorded["dev"]) + 1)}
+    num_layers = len(next(iter(recorded.values())))
+    arrays: Any = recorded | {"exits": np.arange(1, num_layers + 1)}
     np.savez(unfinished, **arrays)
     unfinished.replace(path)
+
+
+def replay_run(run: RunSpec, logits: np.ndarray) -> Replayed:
+    """A run's answers from recorded logits of every exit, [L, N, C]."""
+    exits = run.exits[-1:] if run.policy.kind == "fixed" else run.exits  # whatever the exits, the last kept one answers
+    return replay(run.policy, logits[[layer - 1 for layer in exits]], exits)
+
+
+def predictions_of(task: Task, logits: np.ndarray) -> np.ndarray:
+    """Class ids, or values for regression, from answered logits [N, C]."""
+    return logits[:, 0] if task.regression else logits.argmax(-1)
 
 
 def _replay_and_build(
@@ -199,22 +222,16 @@ def _replay_and_build(
 ) -> None:
     """Scores and exits by replay, the live program, and how well the two agree on the timed rows."""
     spec, layers = run.spec, session.member(run.spec).depth
-    policy = spec.policy
-    kept = [layer - 1 for layer in spec.exits]
-    if policy.kind == "fixed":  # whatever the exits, the last kept one answers
-        kept, exits = kept[-1:], spec.exits[-1:]
-    else:
-        exits = spec.exits
     try:
-        replayed = {split: replay(policy, logits[kept], exits) for split, logits in recorded.items()}
+        replayed = {split: replay_run(spec, logits) for split, logits in recorded.items()}
         run.built = worker("build", spec, timed)
     except (WorkerError, UserError) as error:
         run.error = str(error)
         return
     for split, answer in replayed.items():
         rows = session.data.splits[split]
-        predictions = answer.logits[:, 0] if session.task.regression else answer.logits.argmax(-1)
-        if not policy.timing_only:
+        predictions = predictions_of(session.task, answer.logits)
+        if not spec.policy.timing_only:
             run.scores[split] = session.task.metrics(rows.labels, predictions)
         run.exit_counts[split] = np.bincount(answer.exit_layer, minlength=layers + 1)[1:].tolist()
         if split == "dev":
@@ -250,7 +267,7 @@ def _time(session: Session, shape: Shape, rows: int, workers: dict[Key, Worker],
     for turn, (repeat, first) in enumerate(bar):
         last = min(first + block, batches)
         for key in order[turn % len(order) :] + order[: turn % len(order)]:
-            mine = [run for run in runs if _key(run.spec) == key and run.error is None]
+            mine = [run for run in runs if worker_key(run.spec) == key and run.error is None]
             for run in mine[turn % max(1, len(mine)) :] + mine[: turn % max(1, len(mine))]:
                 try:
                     seconds = workers[key]("time_block", run.index, first, last)
@@ -294,11 +311,11 @@ def _record(
         exits=list(spec.exits),
         policy=spec.policy.model_dump(),
         shape=spec.shape.model_dump() | {"threads": spec.shape.thread_count},
-        recording=_recording_id(run, session) if ok else None,
+        recording=recording_id(session, spec) if ok else None,
         program=built.kind if built and ok else None,  # pyright: ignore[reportArgumentType]
         precision=built.precision if built and ok else None,
         size_bytes=built.size_bytes if built and ok else None,
-        build_seconds=built.build_seconds + open_seconds[_key(spec)] if built and ok else None,
+        build_seconds=built.build_seconds + open_seconds[worker_key(spec)] if built and ok else None,
         calibration=calibration(session, spec.recipe),
         scores=run.scores if ok else {},
         exit_counts=run.exit_counts if ok else {},

@@ -1,13 +1,14 @@
 """A suite: one YAML file that names cases on every axis, parsed strictly and expanded into runs."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from os import cpu_count
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
+import numpy as np
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from transformers import AutoConfig
@@ -21,6 +22,7 @@ from models.training import TrainingSpec
 from quant.engine import Engine
 from quant.recipes import Bfloat16, Float32, Int8Static, Recipe
 
+SHIPPED = Path("yaml_configs/suites")
 SMOKE_ROWS, SMOKE_LAYERS = 48, 3
 
 
@@ -28,8 +30,11 @@ SMOKE_ROWS, SMOKE_LAYERS = 48, 3
 GRIDS: dict[str, tuple[str, ...]] = {"recipes": (), "engines": (), "policies": ("exit_layers",), "shapes": ()}
 
 
-def _grids(axis: str) -> BeforeValidator:
-    """Expand each mapping over its list-valued keys: `threshold: [0.1, 0.2]` is two cases."""
+def grids(axis: str) -> BeforeValidator:
+    """Expand each mapping over its list-valued keys: `threshold: [0.1, 0.2]` is two cases.
+
+    `{from: 0.1, to: 0.5, steps: 5}` is a list too, of evenly spaced numbers.
+    """
 
     def expand(values: Any) -> Any:
         return (
@@ -47,9 +52,20 @@ def _expand(value: Any, keep: tuple[str, ...]) -> Iterator[Any]:
     def is_grid(key: str, item: Any) -> bool:
         return isinstance(item, list) and bool(item) and (key not in keep or isinstance(item[0], list))
 
-    grid = {key: item for key, item in value.items() if is_grid(key, item)}
+    listed = {key: _spaced(item) for key, item in value.items()}
+    grid = {key: item for key, item in listed.items() if is_grid(key, item)}
     for choice in itertools.product(*grid.values()):
         yield value | dict(zip(grid, choice, strict=True))
+
+
+def _spaced(item: Any) -> Any:
+    """The numbers that `{from, to, steps}` stands for; anything else as it is, for its field to refuse."""
+    if not (isinstance(item, dict) and item.keys() == {"from", "to", "steps"}):
+        return item
+    try:
+        return np.linspace(item["from"], item["to"], item["steps"]).round(6).tolist()
+    except (TypeError, ValueError):
+        return item
 
 
 def _policy_word(value: Any) -> Any:
@@ -178,13 +194,11 @@ class Suite(Config):
     seed: int = Field(default=42, ge=0)
     tasks: list[Task] = Field(min_length=1)
     checkpoints: list[CheckpointSpec] = Field(min_length=1)
-    recipes: Annotated[list[Recipe], _grids("recipes")] = Field(min_length=1)
-    engines: Annotated[list[Engine], _grids("engines")] = Field(min_length=1)
+    recipes: Annotated[list[Recipe], grids("recipes")] = Field(min_length=1)
+    engines: Annotated[list[Engine], grids("engines")] = Field(min_length=1)
     exits: list[Exits] = Field(default=["all", "none"], min_length=1)
-    policies: Annotated[list[Annotated[Policy, BeforeValidator(_policy_word)]], _grids("policies")] = Field(
-        min_length=1
-    )
-    shapes: Annotated[list[Shape], _grids("shapes")] = Field(default=[Shape()], min_length=1)
+    policies: Annotated[list[Annotated[Policy, BeforeValidator(_policy_word)]], grids("policies")] = Field(min_length=1)
+    shapes: Annotated[list[Shape], grids("shapes")] = Field(default=[Shape()], min_length=1)
     timing: TimingConfig = TimingConfig()
     exclude: list[str] = Field(default_factory=list)
     on_unsupported: Literal["error", "skip"] = "error"
@@ -202,17 +216,6 @@ class Suite(Config):
         named = [layer for exits in self.exits if isinstance(exits, list) for layer in exits]
         named += [policy.layer for policy in policies if isinstance(policy, Fixed) and policy.layer is not None]
 
-        def small(spec: CheckpointSpec) -> CheckpointSpec:
-            train = spec.train.model_copy(update={"max_rows": SMOKE_ROWS, "epochs": 1.0, "evaluations_per_epoch": 1})
-            fewer, backbone = spec.fewer_layers[:1], spec.backbone
-            if backbone is not None:
-                enough = max([SMOKE_LAYERS, *named, *(layers + 1 for layers in fewer)])
-                sizes: dict[str, Any] = {"num_layers": min(layers_of(spec), enough)}
-                if isinstance(backbone, Fresh):
-                    sizes |= {"hidden_size": 32, "num_heads": 2, "intermediate_size": 64}
-                backbone = backbone.model_copy(update=sizes)
-            return spec.model_copy(update={"train": train, "backbone": backbone, "fewer_layers": fewer})
-
         recipes = [
             recipe.model_copy(update={"calibration_rows": 4}) if isinstance(recipe, Int8Static) else recipe
             for recipe in self.recipes
@@ -222,13 +225,26 @@ class Suite(Config):
         return self.model_copy(
             update={
                 "name": f"{self.name}-smoke",
-                "checkpoints": [small(spec) for spec in self.checkpoints],
+                "checkpoints": [small_checkpoint(spec, named) for spec in self.checkpoints],
                 "recipes": recipes,
                 "policies": policies,
                 "exclude": [*self.exclude, *exclude],
                 "timing": TimingConfig(rows=8, repeats=2, block_rows=8),
             }
         )
+
+
+def small_checkpoint(spec: CheckpointSpec, named: Sequence[int] = ()) -> CheckpointSpec:
+    """The same training at toy size, with as many layers as it takes to hold the `named` ones."""
+    train = spec.train.model_copy(update={"max_rows": SMOKE_ROWS, "epochs": 1.0, "evaluations_per_epoch": 1})
+    fewer, backbone = spec.fewer_layers[:1], spec.backbone
+    if backbone is not None:
+        enough = max([SMOKE_LAYERS, *named, *(layers + 1 for layers in fewer)])
+        sizes: dict[str, Any] = {"num_layers": min(layers_of(spec), enough)}
+        if isinstance(backbone, Fresh):
+            sizes |= {"hidden_size": 32, "num_heads": 2, "intermediate_size": 64}
+        backbone = backbone.model_copy(update=sizes)
+    return spec.model_copy(update={"train": train, "backbone": backbone, "fewer_layers": fewer})
 
 
 def _one_of_each_kind(policies: list[Policy]) -> list[Policy]:
@@ -296,9 +312,21 @@ def read_suite(path: Path) -> Suite:
     Raises:
         UserError: missing file, broken YAML, or the first thing in it that is not allowed, with its key path.
     """
-    raw = read_yaml(path, "suite", Path("yaml_configs/suites"))
+    return read_config(path, Suite, "suite", SHIPPED)
+
+
+File = TypeVar("File", bound=Config)
+
+
+def read_config(path: Path, kind: type[File], what: str, shipped: Path) -> File:
+    """Parse a file of a `kind`, whose policies and shapes may be grids; `what` and `shipped`: see `read_yaml`.
+
+    Raises:
+        UserError: as `read_suite`.
+    """
+    raw = read_yaml(path, what, shipped)
     try:
-        return Suite.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
         raise explain(error, str(path), lambda problem: _key_path(problem, raw)) from error
 
@@ -309,11 +337,11 @@ def _key_path(problem: Any, raw: dict[str, Any]) -> list[str | int]:
     Validation sees grids expanded, so its index counts cases; and it adds the kinds it passed, which are no keys.
     """
     place = list(problem["loc"])
-    if len(place) > 1 and place[0] in GRIDS:
-        place[1] = [i for i, value in enumerate(raw[place[0]]) for _ in _expand(value, GRIDS[place[0]])][place[1]]
     path: list[str | int] = []
     here: Any = raw
     for part in place:
+        if path and path[-1] in GRIDS and isinstance(here, list) and isinstance(part, int):
+            part = [i for i, value in enumerate(here) for _ in _expand(value, GRIDS[str(path[-1])])][part]
         if (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int)):
             here = here[part]
             path.append(part)

@@ -30,13 +30,20 @@ STEADY, MOST_WARM_UPS = 0.05, 4
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker is started with. `splits` are what it records; `calibration` holds single rows [1, T] of `fit`."""
+    """What a worker is started with.
+
+    Attributes:
+        splits: what it records.
+        timed: the split whose rows are timed.
+        calibration: single rows [1, T] of `fit`.
+    """
 
     checkpoint: Path
     recipe: Recipe
     engine: Engine
     threads: int
     splits: dict[str, Encoded]
+    timed: str
     calibration: list[Inputs]
     pad_token_id: int
     max_seq_length: int
@@ -108,7 +115,7 @@ class _Service:
                 program = self.session.without_exits(run.exits[-1])
             self.programs[key] = program, time.perf_counter() - started
         program, build_seconds = self.programs[key]
-        inputs = batches_of(self.spec.splits["dev"], rows, run.shape, self.spec)
+        inputs = batches_of(self.spec.splits[self.spec.timed], rows, run.shape, self.spec)
         policy, position = self._policy(run), 0
         ready = _Run(run, program)
         for batch in inputs:
@@ -149,6 +156,12 @@ class _Service:
             run.program.run(inputs, dials)
             seconds.append(time.perf_counter() - started)
         return seconds
+
+    def forget_last_run(self) -> None:
+        """Drop the run built last, and its program where no other run has it."""
+        last = self.runs.pop()
+        if all(run.program is not last.program for run in self.runs):
+            self.programs = {key: built for key, built in self.programs.items() if built[0] is not last.program}
 
     def forget_runs(self) -> None:
         """Drop the runs of a finished shape; programs stay."""

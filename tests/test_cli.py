@@ -21,7 +21,7 @@ from tests import suites, tiny
 from tests.fake_runs import record
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ["run", "train", "depths", "list"]
+COMMANDS = ["run", "train", "tune", "depths", "list"]
 FRESH = suites.TINY["checkpoints"][0]
 
 
@@ -98,7 +98,7 @@ def test_list_shows_every_axis(call: Callable[..., Said]):
         else:
             shown[list(shown)[-1]].append(line)
     assert list(shown) == [
-        *["suites", "tasks", "methods", "policies", "recipes", "engines"],
+        *["suites", "tunings", "tasks", "methods", "policies", "recipes", "engines"],
         *["families", "backbones by short name"],
     ]
     kinds = {axis: " ".join(lines) for axis, lines in shown.items()}
@@ -113,8 +113,9 @@ def test_list_shows_every_axis(call: Callable[..., Said]):
     }.items():
         for case in cases.split():
             assert re.search(rf"\b{case}\b", kinds[axis]), (axis, case)
-    for path in (ROOT / "yaml_configs" / "suites").glob("*.yaml"):
-        assert path.name in kinds["suites"]
+    for kind, folder in (("suites", "suites"), ("tunings", "tuning")):
+        for path in (ROOT / "yaml_configs" / folder).glob("*.yaml"):
+            assert path.name in kinds[kind]
 
 
 def test_dry_run_tells_and_starts_nothing(call: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-OPTIONS = ["config", "dataset_location", "checkpoints", "output", "only", "smoke", "dry-run", "help"]
+OPTIONS = ["mode", "config", "dataset_location", "checkpoints", "output", "only", "smoke", "dry-run", "help"]
 SCRIPTS = ["setup_env.sh", "run_benchmark.sh", "run_tests.sh", ".ci/run"]
 
 # Notes each `pip install` in $PIP_CALLS and ends it as $PIP_ENDS says, by itself or as if killed; repeats all other
@@ -232,6 +232,29 @@ def test_run_benchmark_passes_its_parameters_on(set_up: SetUp):
     measured = ["benchmarks", "run", f"{here}/own.yaml", "--output", "/o", *passed]
     shown = ["reports", "table", "/o", "reports", "render", "/o"]
     assert modules_run(set_up, "run_benchmark.sh", *given) == measured + shown
+
+
+def test_run_benchmark_tunes(set_up: SetUp):
+    given = ["--mode=tune", "--config=own.yaml", "--output", "o", "--checkpoints=c", "--smoke"]
+    here = set_up.clone / "elsewhere"
+    tuned = ["benchmarks", "tune", f"{here}/own.yaml", "--output", f"{here}/o", "--checkpoints", f"{here}/c", "--smoke"]
+    assert modules_run(set_up, "run_benchmark.sh", *given) == tuned
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--mode=tunes"], "No such mode: tunes (run or tune)"),
+        (["--mode", "tune", "--dry-run"], "--only and --dry-run go with --mode run"),
+        (["--mode", "tune", "--only", "x"], "--only and --dry-run go with --mode run"),
+        (["--mode", "tune"], "No such suite: yaml_configs/tuning/default.yaml"),
+    ],
+)
+def test_modes_are_told_before_the_set_up(clone: Path, given: list[str], said: str):
+    ended = run(clone / "run_benchmark.sh", *given, cwd=clone)
+    assert ended.returncode == 1
+    assert said in ended.stderr
+    assert not (clone / ".venv").exists()
 
 
 def test_a_dry_run_reports_nothing(set_up: SetUp):

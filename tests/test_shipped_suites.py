@@ -15,10 +15,10 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.expansion import expand
 from benchmarks.records import RunRecord, examples_path, read_records, timings_path
-from benchmarks.suite import Suite, engine_label, layers_of, read_suite
+from benchmarks.suite import CheckpointSpec, Suite, engine_label, layers_of, read_suite
 from models.families import SHORT_NAMES, Pretrained
 from models.policies import Fixed
-from models.tasks import GlueTask
+from models.tasks import GlueTask, Task
 from reports.__main__ import main as report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,13 +32,13 @@ def _as_a_user(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def location(suite: Suite, request: pytest.FixtureRequest) -> list[str]:
-    """What the suite needs from outside, or a skip."""
-    for spec in suite.checkpoints:
+def location(tasks: list[Task], checkpoints: list[CheckpointSpec], request: pytest.FixtureRequest) -> list[str]:
+    """What a file needs from outside, or a skip."""
+    for spec in checkpoints:
         package = SHORT_NAMES.get(spec.backbone.name) if isinstance(spec.backbone, Pretrained) else None
         if package is not None and importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    if any(isinstance(task, GlueTask) for task in suite.tasks):
+    if any(isinstance(task, GlueTask) for task in tasks):
         return ["--dataset_location", str(request.getfixturevalue("glue_folder"))]
     return []
 
@@ -61,7 +61,7 @@ def test_suite_runs_and_reports(path: Path, tmp_path: Path, request: pytest.Fixt
     suite, folder = read_suite(path), Path(os.environ.get("EXITBENCH_SMOKE", tmp_path)) / path.stem
     output = folder / "output"
     command = ["run", str(path), "--smoke", "--output", str(output)]
-    command += ["--checkpoints", str(folder / "checkpoints"), *location(suite, request)]
+    command += ["--checkpoints", str(folder / "checkpoints"), *location(suite.tasks, suite.checkpoints, request)]
     # Inductor compiles for minutes at any size; tests/test_inductor.py runs it on a network of two layers.
     suite = suite.model_copy(update={"engines": [engine for engine in suite.engines if engine.kind != "inductor"]})
     command += ["--only", f"/{suite.engines[0].kind}/"] if len(suite.engines) == 1 else []

@@ -1,0 +1,93 @@
+"""Measures trials with workers: one recording pass for each checkpoint and recipe, and timing beside the anchor."""
+
+import itertools
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from benchmarks.records import Timing, recording_path
+from benchmarks.runner import Key, open_worker, recording_id, save_recording, worker_key
+from benchmarks.session import Session, max_length
+from benchmarks.suite import RunSpec
+from benchmarks.tuning import Performance
+from benchmarks.worker import Built, Worker, WorkerError
+from models.encoding import encode
+
+# Workers alive at a time, the anchor's apart: each holds a network in memory, and takes long to open again.
+MOST_WORKERS = 3
+# Calls a turn: short enough that both sides see the same machine.
+TURN = 10
+
+
+class WorkerBench:
+    """The `Bench` of real tunings. Only `tune` reaches its workers.
+
+    Args:
+        session: the checkpoints and data; recordings and logs go to its output folder.
+        anchor: what every run is timed beside.
+        performance: how long.
+    """
+
+    def __init__(self, session: Session, anchor: RunSpec, performance: Performance):
+        self.session, self.anchor, self.performance = session, anchor, performance
+        tune, size = session.data.splits["tune"], performance.dataloader.batch_size
+        self.splits = {"tune": encode(tune, session.main.tokenizer, max_length(session))}
+        drawn = np.random.default_rng(session.suite.seed).permutation(len(tune))
+        # Short of rows, calls come back to the first ones.
+        self.rows = np.resize(drawn, (performance.warmup + performance.iteration) * size).tolist()
+        self.workers: dict[Key, Worker] = {}
+        self.anchor_built: Built | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for worker in self.workers.values():
+            worker.stop()
+
+    def record(self, run: RunSpec) -> np.ndarray:
+        """See `Bench`. Recordings are kept on disk, so a resumed tuning makes none again."""
+        path = recording_path(self.session.output, recording_id(self.session, run))
+        if not path.exists():
+            save_recording(path, self._call(run, "record", run.shape))
+        with np.load(path) as recorded:
+            return recorded["tune"]
+
+    def time(self, run: RunSpec) -> Timing:
+        """See `Bench`."""
+        if self.anchor_built is None:
+            self.anchor_built = self._call(self.anchor, "build", self.anchor, self.rows)
+        built: Built = self._call(run, "build", run, self.rows)
+        # The anchor is the first run its worker built, and no other worker keeps any.
+        sides = [(self.anchor, 0), (run, int(worker_key(run) == worker_key(self.anchor)))]
+        seconds: list[list[float]] = [[], []]
+        warmup, iteration = self.performance.warmup, self.performance.iteration
+        cuts = sorted({*([0] if warmup else []), *range(warmup, warmup + iteration, TURN), warmup + iteration})
+        for turn, (first, last) in enumerate(itertools.pairwise(cuts)):
+            for side in (0, 1) if turn % 2 else (1, 0):
+                timed = self._call(sides[side][0], "time_block", sides[side][1], first, last)
+                seconds[side] += timed if first >= warmup else []
+        self._call(run, "forget_last_run")
+        return Timing(
+            seconds=seconds[1],
+            anchor_seconds=seconds[0],
+            size_bytes=built.size_bytes,
+            anchor_size_bytes=self.anchor_built.size_bytes,
+        )
+
+    def _call(self, run: RunSpec, request: str, *arguments: Any) -> Any:
+        """Ask the run's worker, opened if need be; one that fails is closed, so that the next trial finds a new one."""
+        key = worker_key(run)
+        if key not in self.workers:
+            others = [other for other in self.workers if other != worker_key(self.anchor)]
+            if len(others) >= MOST_WORKERS and key != worker_key(self.anchor):
+                self.workers.pop(others[0]).stop()
+            self.workers[key] = open_worker(self.session, run, self.splits, timed="tune")
+        try:
+            return self.workers[key](request, *arguments)
+        except WorkerError:
+            self.workers.pop(key).stop()
+            if key == worker_key(self.anchor):
+                self.anchor_built = None
+            raise

@@ -1,0 +1,93 @@
+"""The `quantization` section of a tuning file: which recipes are searched, in LPOT 1.x's words."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from models.config import Config, explain, unknown
+from quant.recipes import Recipe
+
+APPROACHES = {"post_training_static_quant": "int8_static", "post_training_dynamic_quant": "int8_dynamic"}
+# What LPOT calls the options of a recipe, and their values where the recipe has other words.
+OPTIONS = {
+    ("activation", "algorithm"): "observer",
+    ("activation", "scheme"): "activations",
+    ("weight", "granularity"): "weights",
+}
+VALUES = {"sym": "symmetric", "asym": "asymmetric"}
+PRECISIONS = ("int8", "fp32")
+
+
+def _listed(value: Any) -> list[Any]:
+    """One value or several, each once: a trial is not to be repeated."""
+    values = value if isinstance(value, list) else [value]
+    return [one for i, one in enumerate(values) if one not in values[:i]]
+
+
+class Calibration(Config):
+    """`sampling_size`: rows of `fit` that an INT8 recipe is calibrated on; several are searched."""
+
+    sampling_size: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_listed)] = Field(min_length=1)
+
+
+class OpWise(Config):
+    """`dtype`: the precisions searched for what a pattern matches; weights and activations change together."""
+
+    dtype: Annotated[list[Literal["int8", "fp32"]], BeforeValidator(_listed)] = Field(min_length=1)
+
+
+class Quantization(Config):
+    """Which recipes are searched: every combination of the options given.
+
+    Attributes:
+        model_wise: options of the recipe by its own names or LPOT's (`activation: {algorithm: [minmax, kl]}`), each one
+            value or a list of them; the first is the default.
+        op_wise: shell patterns of segments and ops, such as `layer_5`, and the precisions to try there.
+    """
+
+    approach: Literal["post_training_static_quant", "post_training_dynamic_quant"] = "post_training_static_quant"
+    calibration: Calibration | None = None
+    model_wise: dict[str, Any] = Field(default_factory=dict)
+    op_wise: dict[str, OpWise] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _every_recipe_is_one(self) -> Self:
+        axes = self.axes()
+        default = {axis: options[0] for axis, options in axes.items()}
+        try:
+            for axis, options in axes.items():
+                for option in options:
+                    self.recipe(default | {axis: option})
+        except ValidationError as error:
+            problem = str(explain(error, APPROACHES[self.approach]))
+            raise PydanticCustomError("unknown_key", "{text}", {"text": problem}) from error
+        return self
+
+    def axes(self) -> dict[str, list[Any]]:
+        """The options of each field of the recipe, and the precisions of each pattern; defaults first."""
+        axes = {"calibration_rows": self.calibration.sampling_size} if self.calibration else {}
+        for key, value in self.model_wise.items():
+            parts = value if key in ("activation", "weight") and isinstance(value, dict) else {None: value}
+            for part, options in parts.items():
+                field = key if part is None else OPTIONS.get((key, part))
+                if field in (None, "kind", "fallback", "calibration_rows"):
+                    name = f"{key}.{part}" if part else key
+                    allowed = [*(".".join(names) for names in OPTIONS), "the recipe's own options"]
+                    raise PydanticCustomError("unknown_key", "{text}", {"text": unknown("option", name, allowed)})
+                axes[field] = [VALUES.get(str(option), option) for option in _listed(options)] or [None]
+        return axes | {
+            pattern: [precision for precision in PRECISIONS if precision in op.dtype]
+            for pattern, op in self.op_wise.items()
+        }
+
+    def most_fallbacks(self) -> Recipe:
+        """One with all that may fall back: it holds every pattern there is to check."""
+        return self.recipe({axis: options[-1] for axis, options in self.axes().items()})
+
+    def recipe(self, chosen: dict[str, Any]) -> Recipe:
+        """The recipe of one option of each axis."""
+        fields = {name: option for name, option in chosen.items() if name not in self.op_wise}
+        kept = [pattern for pattern in self.op_wise if chosen[pattern] == "fp32"]
+        fields |= {"kind": APPROACHES[self.approach]} | ({"fallback": kept} if kept else {})
+        return TypeAdapter(Recipe).validate_python(fields)

@@ -1,0 +1,201 @@
+"""The space of a tuning, and what to try next in it.
+
+A point of the space names one option of each axis: a network (a checkpoint, the exits it keeps and a policy kind, or
+its truncations), and the recipe's options. Dials are no axis: replay tries all of them at every point.
+
+A strategy is a function of the seed and of what was tried, so a resumed search goes on as if it had never stopped.
+Every one begins with the first option of each axis, and none tries a point twice.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.session import Member
+from benchmarks.suite import RunSpec
+from benchmarks.tuning import Tuning
+from models.config import UserError
+from models.policies import Fixed, Policy
+from quant.engine import OpenVino
+from quant.programs import unfit
+from quant.recipes import Recipe
+
+NETWORK = "network"
+# Random points before the Bayesian search trusts its model, and how often it may propose a known one.
+START_UP, PROPOSALS = 8, 20
+
+Choice = tuple[int, ...]
+
+
+class Network(NamedTuple):
+    """How one checkpoint may be left: after the kept `exits` by `policies` (dials of one kind), or not at all.
+
+    Without policies it is the network cut after any one of the `exits`.
+    """
+
+    checkpoint: str
+    exits: tuple[int, ...]
+    policies: tuple[Policy, ...] = ()
+
+
+class Tried(NamedTuple):
+    """A point and what came of it: lower is better."""
+
+    choice: Choice
+    value: float
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a tuning may try.
+
+    Attributes:
+        networks: of every checkpoint; the first is the default.
+        depths: layers of each whole checkpoint.
+    """
+
+    tuning: Tuning
+    networks: list[Network]
+    depths: dict[str, int]
+
+    @cached_property
+    def axes(self) -> dict[str, list[Any]]:
+        """The options of every axis, defaults first."""
+        return {NETWORK: self.networks} | self.tuning.quantization.axes()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(len(options) for options in self.axes.values())
+
+    @property
+    def fallbacks(self) -> list[int]:
+        """The axes on which something may fall back from INT8, by position."""
+        patterns = self.tuning.quantization.op_wise
+        return [i for i, (axis, options) in enumerate(self.axes.items()) if axis in patterns and len(options) > 1]
+
+    def recipe(self, choice: Choice) -> Recipe:
+        """The recipe of a point."""
+        taken = {axis: options[i] for (axis, options), i in zip(self.axes.items(), choice, strict=True)}
+        del taken[NETWORK]
+        return self.tuning.quantization.recipe(taken)
+
+    @property
+    def anchor(self) -> RunSpec:
+        """What all trials are timed beside: the first checkpoint without exits, in the default recipe."""
+        return self.whole(next(iter(self.depths)), self.recipe((0,) * len(self.axes)))
+
+    def whole(self, checkpoint: str, recipe: Recipe) -> RunSpec:
+        """A whole checkpoint without exits."""
+        given = self.tuning.model.task, checkpoint, recipe, OpenVino()
+        return RunSpec(*given, False, (self.depths[checkpoint],), Fixed(), self.tuning.shape)
+
+    def candidates(self, choice: Choice) -> list[RunSpec]:
+        """Every dial of a point."""
+        network, recipe = self.networks[choice[0]], self.recipe(choice)
+        given = self.tuning.model.task, network.checkpoint, recipe, OpenVino()
+        if network.policies:
+            return [RunSpec(*given, True, network.exits, policy, self.tuning.shape) for policy in network.policies]
+        whole = network.exits[-1]
+        cuts = {k: Fixed(layer=k if k < whole else None) for k in network.exits}
+        return [RunSpec(*given, False, (k,), policy, self.tuning.shape) for k, policy in cuts.items()]
+
+
+def space_of(tuning: Tuning, members: list[Member]) -> Space:
+    """Every way of leaving every checkpoint; truncations come first.
+
+    Raises:
+        UserError: exits or policies that a checkpoint cannot have.
+    """
+    found = []
+    for member in members:
+        layers = member.checkpoint.network.num_layers
+        every = tuple(range(1, layers + 1))
+        if member.truncates or member.info.method == "classifier":  # only its last exit was trained
+            found.append(Network(member.name, (layers,)))
+            continue
+        if tuning.early_exit.truncated:
+            found.append(Network(member.name, every))
+        for exits, policies in itertools.product(tuning.early_exit.exits, tuning.early_exit.by_kind()):
+            kept = every if isinstance(exits, str) else tuple(exits)
+            if problem := unfit(policies[0], kept, layers, tuning.model.task):
+                raise UserError(f"early_exit: {problem} (checkpoint {member.name})")
+            found.append(Network(member.name, kept, tuple(policies)))
+    found = [network for i, network in enumerate(found) if network not in found[:i]]  # `all`, and every layer by name
+    whole = [member for member in members if member.truncates is None]
+    return Space(tuning, found, {member.name: member.checkpoint.network.num_layers for member in whole})
+
+
+def following(space: Space, tried: list[Tried], name: str, seed: int) -> Choice | None:
+    """What the strategy called `name` tries next, or None where nothing is left."""
+    if len({attempt.choice for attempt in tried}) == prod(space.shape):
+        return None
+    if not tried:
+        return (0,) * len(space.shape)
+    return STRATEGIES[name](space, tried, seed + len(tried))
+
+
+def _basic(space: Space, tried: list[Tried], seed: int) -> Choice | None:
+    """LPOT's order: all without fall-backs; then, at the best of these, each alone; then these together, best first."""
+    known = {attempt.choice: attempt.value for attempt in tried}
+    ranges = [range(1 if i in space.fallbacks else size) for i, size in enumerate(space.shape)]
+    if (choice := _first_unknown(itertools.product(*ranges), known)) is not None:
+        return choice
+    best = min(itertools.product(*ranges), key=lambda choice: known[choice])
+
+    def with_fallbacks(*axes: int) -> Choice:
+        return tuple(1 if i in axes else option for i, option in enumerate(best))
+
+    if (choice := _first_unknown(map(with_fallbacks, space.fallbacks), known)) is not None:
+        return choice
+    order = sorted(space.fallbacks, key=lambda axis: known[with_fallbacks(axis)])
+    return _first_unknown((with_fallbacks(*order[:n]) for n in range(2, len(order) + 1)), known)
+
+
+def _exhaustive(space: Space, tried: list[Tried], seed: int) -> Choice | None:
+    """Every point in order."""
+    return _first_unknown(itertools.product(*map(range, space.shape)), {attempt.choice: 0.0 for attempt in tried})
+
+
+def _random(space: Space, tried: list[Tried], seed: int) -> Choice:
+    """Any point that was not tried."""
+    draw, known = np.random.default_rng(seed), {attempt.choice for attempt in tried}
+    while (choice := tuple(draw.integers(space.shape).tolist())) in known:
+        pass
+    return choice
+
+
+def _bayesian(space: Space, tried: list[Tried], seed: int) -> Choice:
+    """What Optuna's tree-structured Parzen estimator (Bergstra et al. 2011) proposes after all that was tried."""
+    import optuna  # a second to import, and the other strategies do without
+
+    distributions: dict[str, Any] = {
+        axis: optuna.distributions.CategoricalDistribution(range(size))
+        for axis, size in zip(space.axes, space.shape, strict=True)
+    }
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=START_UP))
+    for choice, value in tried:
+        params = dict(zip(space.axes, choice, strict=True))
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
+    known = {attempt.choice for attempt in tried}
+    for _ in range(PROPOSALS):
+        params = study.ask(distributions).params
+        if (choice := tuple(params[axis] for axis in space.axes)) not in known:
+            return choice
+    return _random(space, tried, seed)
+
+
+def _first_unknown(choices: Iterator[Choice], known: dict[Choice, float]) -> Choice | None:
+    return next((choice for choice in choices if choice not in known), None)
+
+
+STRATEGIES: dict[str, Callable[[Space, list[Tried], int], Choice | None]] = {
+    "basic": _basic,
+    "bayesian": _bayesian,
+    "random": _random,
+    "exhaustive": _exhaustive,
+}

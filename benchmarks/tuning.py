@@ -1,0 +1,296 @@
+"""A tuning file: LPOT 1.x's sections and names, and what may be searched beyond numerics.
+
+Keys of LPOT that could not be followed to the letter are not there, so they are refused rather than ignored: `mse`
+among the strategies, `footprint` among the objectives, several instances, metrics that are better when lower.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from benchmarks.numerics import Calibration, Quantization
+from benchmarks.suite import (
+    SMOKE_LAYERS,
+    CheckpointSpec,
+    Exits,
+    PolicyCase,
+    Shape,
+    Suite,
+    TimingConfig,
+    grids,
+    read_config,
+    small_checkpoint,
+)
+from models.config import Config, unknown
+from models.data import MetricName
+from models.policies import Fixed, Policy
+from models.tasks import Task
+from quant.engine import Engine, OpenVino
+from quant.recipes import Recipe
+
+SHIPPED = Path("yaml_configs/tuning")
+SMOKE_TRIALS = 3
+# The session that measures the winner on dev goes over its rows so often.
+FINAL_REPEATS = 5
+Objective = Literal["performance", "p99", "modelsize"]
+
+
+class ModelSection(Config):
+    """What is tuned.
+
+    Attributes:
+        checkpoints: as in a suite, all of one tokenizer; `fewer_layers` join the truncated networks.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    framework: Literal["openvino"] = "openvino"
+    task: Task
+    checkpoints: list[CheckpointSpec] = Field(min_length=1)
+
+
+class EarlyExit(Config):
+    """What is searched beyond numerics.
+
+    Attributes:
+        policies: with their dials, as in a suite; replay tries every dial, so they cost next to nothing.
+        exits: the exits kept, `all` or lists of layers; each list is another program to time.
+        truncated: whether the whole network and its first k layers alone, without exits, are candidates too.
+    """
+
+    policies: Annotated[list[PolicyCase], grids("policies")] = Field(default_factory=list)
+    exits: list[Exits] = Field(default=["all"], min_length=1)
+    truncated: bool = True
+
+    @model_validator(mode="after")
+    def _candidates(self) -> Self:
+        if "none" in self.exits or any(isinstance(policy, Fixed) or policy.timing_only for policy in self.policies):
+            raise ValueError(
+                "exits: none, full_depth and fixed are what truncated: true tries, imposed cannot be served"
+            )
+        if not self.policies and not self.truncated:
+            raise ValueError("give policies:, or truncated: true")
+        return self
+
+    def by_kind(self) -> list[list[Policy]]:
+        """The dials of each policy kind."""
+        kinds: dict[str, list[Policy]] = {}
+        for policy in self.policies:
+            kinds.setdefault(policy.kind, []).append(policy)
+        return list(kinds.values())
+
+
+class Strategy(Config):
+    """How the space is searched: see `benchmarks/strategies.py`."""
+
+    name: Literal["basic", "bayesian", "random", "exhaustive"] = "basic"
+
+
+class AccuracyCriterion(Config):
+    """How much of the float32 network's score on `tune` may be lost: a share of it, or so much."""
+
+    relative: float | None = Field(default=None, ge=0, lt=1)
+    absolute: float | None = Field(default=None, ge=0, lt=1)
+    higher_is_better: Literal[True] = True
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.relative is None) == (self.absolute is None):
+            raise ValueError("give relative or absolute, and not both")
+        return self
+
+    def floor(self, reference: float) -> float:
+        """The lowest score allowed. A distance, not a factor: a negative score must not raise its own floor."""
+        return reference - (self.relative * abs(reference) if self.relative is not None else self.absolute or 0.0)
+
+
+class MultiObjectives(Config):
+    """Several objectives, each as a share of the anchor's, summed by weight (equal ones if none are given)."""
+
+    objective: list[Objective] = Field(min_length=1)
+    weight: list[Annotated[float, Field(gt=0)]] | None = None
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Self:
+        if self.weight is not None and len(self.weight) != len(self.objective):
+            raise ValueError("weight: give one for each objective")
+        return self
+
+
+class ExitPolicy(Config):
+    """When to stop.
+
+    Attributes:
+        timeout: seconds of trials, those before a resume included; 0 stops at the first trial within the criterion, as
+            LPOT does. A trial that has begun is finished.
+        max_trials: of all sessions together.
+        performance_only: choose without regard to the criterion; it still decides between PASS and FAIL.
+    """
+
+    timeout: float | None = Field(default=None, ge=0)
+    max_trials: int = Field(default=100, ge=1)
+    performance_only: bool = False
+
+
+class Workspace(Config):
+    """Where trials are kept. `resume: false` refuses a folder that already has some."""
+
+    path: str | None = None
+    resume: bool = True
+
+
+class TuningSection(Config):
+    """What is wanted. `random_seed` decides splits, training, the rows timed, and the search."""
+
+    strategy: Strategy = Strategy()
+    accuracy_criterion: AccuracyCriterion = AccuracyCriterion(relative=0.01)
+    objective: Objective | None = None
+    multi_objectives: MultiObjectives | None = None
+    exit_policy: ExitPolicy = ExitPolicy()
+    random_seed: int = Field(default=42, ge=0)
+    workspace: Workspace = Workspace()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.objective and self.multi_objectives:
+            raise ValueError("give objective or multi_objectives, and not both")
+        return self
+
+    def weights(self) -> dict[Objective, float]:
+        """Each objective's share of the whole."""
+        if self.multi_objectives is None:
+            return {self.objective or "performance": 1.0}
+        names = self.multi_objectives.objective
+        weights = self.multi_objectives.weight or [1.0] * len(names)
+        return {name: weight / sum(weights) for name, weight in zip(names, weights, strict=True)}
+
+
+class Accuracy(Config):
+    """`metric`: of the task, which the criterion reads; its headline metric if none is given."""
+
+    metric: MetricName | None = None
+
+
+class Dataloader(Config):
+    """Rows a call."""
+
+    batch_size: int = Field(default=1, ge=1)
+
+
+class Instances(Config):
+    """Threads of the one instance that is measured; every core if not given."""
+
+    cores_per_instance: int | None = Field(default=None, ge=1)
+    num_of_instance: Literal[1] = 1
+
+
+class Performance(Config):
+    """How a trial is timed.
+
+    Attributes:
+        warmup: calls of each side that are not counted, after the program has come to a steady pace.
+        iteration: calls of each side that are.
+    """
+
+    warmup: int = Field(default=10, ge=0)
+    iteration: int = Field(default=100, ge=1)
+    dataloader: Dataloader = Dataloader()
+    configs: Instances = Instances()
+
+
+class Peer(Config):
+    """A recipe on an engine, for the winner's checkpoint without exits."""
+
+    recipe: Recipe
+    engine: Engine
+
+
+class Evaluation(Config):
+    """How trials are judged. `peers` join the session that measures the winner on dev."""
+
+    accuracy: Accuracy = Accuracy()
+    performance: Performance = Performance()
+    peers: list[Peer] = Field(default_factory=list)
+
+
+class Tuning(Config):
+    """A tuning file. See `yaml_configs/tuning/` for complete ones."""
+
+    schema_: Literal["exitbench/tuning/1"] = Field(alias="schema")
+    model: ModelSection
+    device: Literal["cpu"] = "cpu"
+    quantization: Quantization = Quantization()
+    early_exit: EarlyExit = EarlyExit()
+    tuning: TuningSection = TuningSection()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _metric_of_the_task(self) -> Self:
+        if self.metric not in self.model.task.metric_names:
+            text = unknown("metric", self.metric, self.model.task.metric_names)
+            raise PydanticCustomError("unknown_key", "{text}", {"text": f"evaluation.accuracy: {text}"})
+        return self
+
+    @property
+    def metric(self) -> MetricName:
+        """What the criterion reads."""
+        return self.evaluation.accuracy.metric or self.model.task.headline_metric
+
+    @property
+    def shape(self) -> Shape:
+        """How rows reach a program."""
+        performance = self.evaluation.performance
+        threads = performance.configs.cores_per_instance
+        return Shape(batch_size=performance.dataloader.batch_size, threads="all" if threads is None else threads)
+
+    def suite(
+        self, checkpoints: list[CheckpointSpec], recipes: list[Recipe], exits: list[Exits], policies: list[Policy]
+    ) -> Suite:
+        """The suite of some of its combinations, on the engine that is tuned and timed as its final session is."""
+        performance = self.evaluation.performance
+        rows = performance.iteration * performance.dataloader.batch_size
+        return Suite(
+            schema="exitbench/suite/1",
+            name=f"{self.model.name}-winner",
+            seed=self.tuning.random_seed,
+            tasks=[self.model.task],
+            checkpoints=checkpoints,
+            recipes=recipes,
+            engines=[OpenVino()],
+            exits=exits,
+            policies=policies,
+            shapes=[self.shape],
+            timing=TimingConfig(rows=rows, repeats=FINAL_REPEATS, block_rows=min(rows, 64)),
+        )
+
+    def smoke(self) -> "Tuning":
+        """The same at toy size: few layers, rows and trials; patterns that name a layer are left out."""
+        short = [
+            exits if isinstance(exits, str) else [e for e in exits if e <= SMOKE_LAYERS]
+            for exits in self.early_exit.exits
+        ]
+        patterns = {name: op for name, op in self.quantization.op_wise.items() if not any(map(str.isdigit, name))}
+        quantization = {"calibration": Calibration(sampling_size=[4]), "op_wise": patterns}
+        performance = self.evaluation.performance.model_copy(update={"warmup": 1, "iteration": 8})
+        stop = self.tuning.exit_policy.model_copy(update={"max_trials": SMOKE_TRIALS})
+        checkpoints = [small_checkpoint(spec) for spec in self.model.checkpoints]
+        updates = {
+            "model": {"name": f"{self.model.name}-smoke", "checkpoints": checkpoints},
+            "quantization": quantization,
+            "early_exit": {"exits": [exits for exits in short if exits]},
+            "tuning": {"exit_policy": stop},
+            "evaluation": {"performance": performance, "peers": []},
+        }
+        return self.model_copy(
+            update={name: getattr(self, name).model_copy(update=update) for name, update in updates.items()}
+        )
+
+
+def read_tuning(path: Path) -> Tuning:
+    """Parse a tuning file.
+
+    Raises:
+        UserError: missing file, broken YAML, or the first thing in it that is not allowed, with its key path.
+    """
+    return read_config(path, Tuning, "tuning", SHIPPED)

@@ -1,0 +1,159 @@
+"""From a tuning file to its winner: load, search, measure the best once on dev, and write what serves it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from benchmarks.bench import WorkerBench
+from benchmarks.records import RunRecord, TrialRecord, read_columns, read_records, timings_path
+from benchmarks.runner import measure
+from benchmarks.session import Say, Session, sessions
+from benchmarks.statistics import ratio_interval
+from benchmarks.strategies import Space, space_of
+from benchmarks.suite import CheckpointSpec, Exits, RunSpec, Suite
+from benchmarks.tuner import Outcome, best_of, spec_of, tune, tuning_id
+from benchmarks.tuning import Tuning
+from models.config import UserError
+from models.policies import Fixed, Policy
+from quant.export import export
+from quant.recipes import Float32
+
+SUITE, ARTEFACT, FINAL = "winner.yaml", "artefact", "winner"
+
+
+def run_tuning(tuning: Tuning, location: Path | None, checkpoints: Path, output: Path, smoke: bool, say: Say) -> int:
+    """Tune into `output`, resuming what is there; 0 if the best found meets the criterion and was measured, else 1.
+
+    Raises:
+        UserError: whatever is wrong with the file, its data or its checkpoints.
+    """
+    for peer in tuning.evaluation.peers:
+        peer.engine.check()
+    session, specs = _load(tuning, location, checkpoints, output, smoke)
+    space = space_of(tuning, list(session.members.values()))
+    hashes = [member.checkpoint.hash for member in session.members.values()]
+    identity = tuning_id(tuning, session.data.data_hash, hashes)
+    with WorkerBench(session, space.anchor, tuning.evaluation.performance) as bench:
+        outcome = tune(space, bench, session.data.splits["tune"].labels, identity, output, say)
+    winner, fewer = spec_of(tuning, outcome.best), best_truncated(outcome, session)
+    suite = winning_suite(tuning, specs[winner.checkpoint], winner, fewer)
+    write_suite(output / SUITE, suite)
+    say(f"{'PASS' if outcome.passed else 'FAIL'}: {_criterion(outcome)}")
+    say(f"{kind_of(winner, session)}: {winner.case}")
+    runs = {run.case: run for run in [winner, *_beside(space, outcome, winner, fewer)]}
+    final = replace(session, suite=suite, runs=list(runs.values()), output=output / FINAL)
+    failed = measure(final, say)
+    for record in failed:
+        say(f"failed: {record.case}: {record.error}")
+    measured = [record for record in read_records(final.output) if record.case in runs and record.status == "ok"]
+    for line in _on_dev(final.output, winner, measured):
+        say(line)
+    policy = Fixed(layer=winner.exits[-1]) if isinstance(winner.policy, Fixed) else winner.policy
+    checkpoint = session.members[winner.checkpoint].checkpoint
+    took = export(output / ARTEFACT, checkpoint, session.task, session.data, winner.recipe, policy, winner.exits)
+    say(f"artefact: {output / ARTEFACT} ({took.size_bytes / 1e6:.1f} MB, loads in {took.load_s:.1f} s)")
+    say(f"suite: {output / SUITE}, trials: {output / 'trials.jsonl'}, records on dev: {final.output}")
+    return 0 if outcome.passed and not any(record.case == winner.case for record in failed) else 1
+
+
+def best_truncated(outcome: Outcome, session: Session) -> RunSpec | None:
+    """The fastest network of fewer layers within the criterion, if one was tried."""
+    timed = [trial for trial in outcome.trials if trial.timing is not None and _is_truncated(trial, session)]
+    best = best_of(outcome.tuning, outcome.baseline, timed)
+    return None if best is None else spec_of(outcome.tuning, best)
+
+
+def kind_of(winner: RunSpec, session: Session) -> str:
+    """Whether early exit won, or fewer layers, or neither."""
+    layers, whole = winner.exits[-1], session.member(winner).depth
+    if winner.with_exits:
+        return "Early exit won"
+    if layers < whole:
+        return f"A truncated network won, not early exit: the first {layers} of {whole} layers"
+    return "The whole network without exits won"
+
+
+def winning_suite(tuning: Tuning, spec: CheckpointSpec, winner: RunSpec, fewer: RunSpec | None) -> Suite:
+    """A suite that holds the winner, the whole network, and the truncated network it must beat, in the same recipe."""
+    exits: list[Exits] = [list(winner.exits), "none"] if winner.with_exits else ["none"]
+    cut = [run.policy for run in (winner, fewer) if run is not None and run.policy.kind == "fixed"]
+    policies: list[Policy] = [Fixed(), *([winner.policy] if winner.with_exits else [])]
+    policies += [policy for policy in cut[:1] if policy not in policies]
+    return tuning.suite([spec], [Float32(), winner.recipe], exits, policies)
+
+
+def write_suite(path: Path, suite: Suite) -> None:
+    """As a file that `python -m benchmarks run` takes."""
+    content = suite.model_dump(mode="json", by_alias=True, exclude_none=True)
+    head = (
+        "# The winner of a tuning beside what it must beat. Measure it again:\n#   python -m benchmarks run THIS_FILE\n"
+    )
+    path.write_text(head + yaml.safe_dump(content, sort_keys=False))
+
+
+def _load(
+    tuning: Tuning, location: Path | None, checkpoints: Path, output: Path, smoke: bool
+) -> tuple[Session, dict[str, CheckpointSpec]]:
+    """One session of all checkpoints (trained if missing), and where each of its networks comes from."""
+    recipes = [Float32(), tuning.quantization.most_fallbacks()]
+    suite = tuning.suite(tuning.model.checkpoints, recipes, ["none"], [Fixed()])
+    found = list(sessions(suite, location, checkpoints, output, None, smoke, say=lambda line: None))
+    specs = {}
+    for session, spec in zip(found, tuning.model.checkpoints, strict=True):
+        specs |= dict.fromkeys(session.members, spec)
+        if _inputs(session) != _inputs(found[0]):
+            raise UserError("model.checkpoints: all must share one tokenizer and max_seq_length; tune them apart")
+    members = {name: member for session in found for name, member in session.members.items()}
+    return replace(found[0], members=members, runs=[]), specs
+
+
+def _inputs(session: Session) -> tuple[str, int]:
+    """What turns texts into inputs."""
+    return session.main.tokenizer.backend_tokenizer.to_str(), session.main.training["spec"]["train"]["max_seq_length"]
+
+
+def _is_truncated(trial: TrialRecord, session: Session) -> bool:
+    return not trial.with_exits and trial.exits[-1] < session.members[trial.checkpoint].depth
+
+
+def _beside(space: Space, outcome: Outcome, winner: RunSpec, fewer: RunSpec | None) -> list[RunSpec]:
+    """What the winner is measured beside: fewer layers, whole networks in INT8 and float32, and the peers asked for."""
+    whole = winner.checkpoint if winner.checkpoint in space.depths else next(iter(space.depths))
+    own = space.whole(whole, winner.recipe)
+    peers = [replace(own, recipe=peer.recipe, engine=peer.engine) for peer in outcome.tuning.evaluation.peers]
+    runs = [own, space.anchor, spec_of(outcome.tuning, outcome.baseline), *peers]
+    return runs if fewer is None else [fewer, *runs]
+
+
+def _criterion(outcome: Outcome) -> str:
+    best, baseline = outcome.best, outcome.baseline
+    assert best.score is not None
+    assert baseline.score is not None
+    floor = outcome.tuning.tuning.accuracy_criterion.floor(baseline.score)
+    sign = ">=" if outcome.passed else "<"
+    return f"{best.metric} on tune {best.score:.4f} {sign} {floor:.4f}, the criterion ({baseline.score:.4f} in float32)"
+
+
+def _on_dev(folder: Path, winner: RunSpec, measured: list[RunRecord]) -> list[str]:
+    """The winner's score and its speed-up over all that was measured beside it."""
+    own = next((record for record in measured if record.case == winner.case), None)
+    if own is None:
+        return ["dev: the winner was not measured"]
+    lines = [f"dev: {_score(own)}, exits {own.exit_counts['dev']}"]
+    for record in measured:
+        if record is not own and record.session == own.session:
+            ratio = ratio_interval(*(_seconds(folder, of) for of in (record, own)))
+            interval = f"{ratio.estimate:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+            lines.append(f"  {interval} as fast as {record.case} ({_score(record)})")
+    return lines
+
+
+def _score(record: RunRecord) -> str:
+    return f"{record.headline_metric} {record.scores['dev'][record.headline_metric]:.4f}"
+
+
+def _seconds(folder: Path, record: RunRecord) -> np.ndarray:
+    columns = read_columns(timings_path(folder, record.run_id), ["repeat", "seconds"])
+    return columns["seconds"].reshape(len(set(columns["repeat"].tolist())), -1)

@@ -1,0 +1,468 @@
+"""Tuning: its files, the search over a table of made-up figures, and one small search for real."""
+
+import itertools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import benchmarks.runner as runner
+from benchmarks.__main__ import main
+from benchmarks.expansion import expand
+from benchmarks.records import TRIALS, Timing, TrialRecord, read_records, read_trials
+from benchmarks.strategies import STRATEGIES, Network, Space, Tried, following
+from benchmarks.suite import RunSpec, layers_of, read_suite
+from benchmarks.tuner import Outcome, meets, relative, spec_of, tune
+from benchmarks.tuning import Tuning, read_tuning
+from benchmarks.worker import WorkerError
+from models.config import UserError
+from models.policies import Entropy, Patience
+from quant.artefact import EarlyExitModel
+from tests import suites
+from tests.workers import ThreadWorker
+
+ROWS, LAYERS = 60, 4
+TINY: dict[str, Any] = {
+    "schema": "exitbench/tuning/1",
+    "model": {"name": "tiny", "task": suites.TINY["tasks"][0], "checkpoints": suites.TINY["checkpoints"]},
+    "quantization": {
+        "calibration": {"sampling_size": [4, 8]},
+        "model_wise": {"activation": {"algorithm": ["minmax", "kl"]}},
+    },
+    "early_exit": {
+        "policies": [
+            {"kind": "patience", "patience": [1, 2]},
+            {"kind": "entropy", "threshold": {"from": 0.1, "to": 0.6, "steps": 6}},
+        ],
+        "exits": ["all", [1, 2]],
+    },
+    "tuning": {"accuracy_criterion": {"absolute": 0.05}, "exit_policy": {"max_trials": 12}},
+    "evaluation": {"performance": {"warmup": 2, "iteration": 6, "configs": {"cores_per_instance": 1}}},
+}
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    """A tuning file with some sections of TINY updated."""
+    content = {
+        name: section | changes.get(name, {}) if isinstance(section, dict) else section
+        for name, section in TINY.items()
+    }
+    path = folder / "tuning.yaml"
+    path.write_text(yaml.safe_dump(content | {k: v for k, v in changes.items() if k not in TINY}))
+    return path
+
+
+def parse(**changes: Any) -> Tuning:
+    with TemporaryDirectory() as folder:
+        return read_tuning(write(Path(folder), **changes))
+
+
+# Files
+
+
+def test_a_file_says_what_is_searched():
+    tuning = parse(quantization={"model_wise": {"rest": ["bfloat16", "float32"], "observer": "kl"}})
+    assert tuning.quantization.axes() == {
+        "calibration_rows": [4, 8],
+        "rest": ["bfloat16", "float32"],
+        "observer": ["kl"],
+    }
+    assert [dials[0].kind for dials in tuning.early_exit.by_kind()] == ["patience", "entropy"]
+    assert tuning.early_exit.by_kind()[1] == [Entropy(threshold=t) for t in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)]
+    assert tuning.metric == "accuracy"
+    assert (tuning.shape.batch_size, tuning.shape.thread_count) == (1, 1)
+
+
+def test_criterion_is_a_distance_from_the_reference():
+    assert parse().tuning.accuracy_criterion.floor(0.9) == pytest.approx(0.85)
+    relative_ = parse(tuning={"accuracy_criterion": {"relative": 0.1}}).tuning.accuracy_criterion
+    assert relative_.floor(0.5) == pytest.approx(0.45)
+    assert relative_.floor(-0.5) == pytest.approx(-0.55)
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    (
+        {"tuning": {"accuracy_criterion": {"relative": 0.01, "absolute": 0.01}}},
+        "give relative or absolute, and not both",
+    ),
+    ({"tuning": {"accuracy_criterion": {"higher_is_better": False, "relative": 0.1}}}, "should be True, found False"),
+    (
+        {"tuning": {"strategy": {"name": "bayesain"}}},
+        "tuning.strategy.name: input should be 'basic', 'bayesian', 'random'",
+    ),
+    ({"tuning": {"strategy": {"name": "bayesain"}}}, "did you mean 'bayesian'?"),
+    ({"tuning": {"strategy": {"name": "mse"}}}, "found 'mse'"),
+    ({"tuning": {"objective": "footprint"}}, "tuning.objective: input should be 'performance', 'p99' or 'modelsize'"),
+    (
+        {"tuning": {"objective": "p99", "multi_objectives": {"objective": ["p99"]}}},
+        "give objective or multi_objectives, and not both",
+    ),
+    ({"tuning": {"multi_objectives": {"objective": ["p99"], "weight": [1.0, 2.0]}}}, "one for each objective"),
+    ({"tuning": {"exit_policy": {"max_trails": 3}}}, "unknown key 'max_trails'; allowed: timeout, max_trials"),
+    ({"tuning": {"exit_policy": {"max_trials": 0}}}, "tuning.exit_policy.max_trials: input should be greater"),
+    ({"device": "gpu"}, "device: input should be 'cpu', found 'gpu'"),
+    ({"quantization": {"approach": "quant_aware_training"}}, "found 'quant_aware_training'"),
+    ({"quantization": {"calibration": {"sampling_size": [0]}}}, "sampling_size.0: input should be greater"),
+    (
+        {"quantization": {"model_wise": {"activation": {"algorithm": "kll"}}}},
+        "observer: input should be 'minmax' or 'kl'",
+    ),
+    ({"quantization": {"model_wise": {"activation": {"algo": "kl"}}}}, "unknown option 'activation.algo'"),
+    ({"quantization": {"model_wise": {"observers": "kl"}}}, "unknown key 'observers'"),
+    ({"quantization": {"op_wise": {"layer_1": {"dtype": "fp16"}}}}, "input should be 'int8' or 'fp32', found 'fp16'"),
+    ({"evaluation": {"accuracy": {"metric": "f1"}}}, "evaluation.accuracy: unknown metric 'f1'; allowed: accuracy"),
+    (
+        {"evaluation": {"performance": {"configs": {"num_of_instance": 2}}}},
+        "num_of_instance: input should be 1, found 2",
+    ),
+    ({"early_exit": {"exits": ["none"]}}, "are what truncated: true tries"),
+    ({"early_exit": {"policies": [{"kind": "fixed", "layer": 2}]}}, "are what truncated: true tries"),
+    ({"early_exit": {"policies": [], "truncated": False}}, "give policies:, or truncated: true"),
+    (
+        {
+            "early_exit": {
+                "policies": [{"kind": "patience", "patience": [1, 2]}, {"kind": "entropy", "threshold": "low"}]
+            }
+        },
+        "early_exit.policies.1.threshold: input should be a valid number, found 'low'",
+    ),
+    (
+        {"early_exit": {"policies": [{"kind": "entropy", "threshold": {"from": 0, "to": "x", "steps": 3}}]}},
+        "found {'from'",
+    ),
+    ({"early_exit": {"exits": [[1, 3]]}}, "exits [1, 3] must ascend within 1..2"),
+    ({"notes": "x"}, "unknown key 'notes'; allowed: schema, model"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), MISTAKES, ids=[said for _, said in MISTAKES])
+def test_mistakes_are_one_line(
+    changes: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], searched: Path
+):
+    path = tmp_path / "tuning.yaml"
+    content = yaml.safe_load(write(tmp_path).read_text())
+    for section, update in changes.items():
+        content[section] = content.get(section, {}) | update if isinstance(update, dict) else update
+    path.write_text(yaml.safe_dump(content))
+    command = ["tune", str(path), "--output", str(tmp_path / "o"), "--checkpoints", str(searched / "checkpoints")]
+    assert main(command) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert said in printed.err
+
+
+def test_missing_file_names_those_that_exist(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert main(["tune", "yaml_configs/tuning/defualt.yaml", "--output", str(tmp_path)]) == 2
+    assert "did you mean 'yaml_configs/tuning/default.yaml'?" in capsys.readouterr().err
+
+
+# The search, over made-up figures
+
+
+class Table:
+    """A `Bench` whose figures depend on nothing but what is asked for; it can be killed at any call.
+
+    Deeper exits are right more often, and earlier ones take less time.
+    """
+
+    def __init__(self, killed_at: int | None = None, noise: float = 0.3):
+        self.killed_at, self.noise, self.calls = killed_at, noise, 0
+        self.timed: list[str] = []
+        self.labels = np.random.default_rng(1).integers(2, size=ROWS)
+
+    def _count(self) -> None:
+        if self.calls == self.killed_at:
+            raise KeyboardInterrupt
+        self.calls += 1
+
+    def record(self, run: RunSpec) -> np.ndarray:
+        self._count()
+        draw = np.random.default_rng(crc32(f"{run.checkpoint}{run.recipe}".encode()))
+        right = np.where(self.labels, 1.0, -1.0)
+        logit = np.stack([right * depth + draw.normal(0, 2.0, ROWS) for depth in range(1, LAYERS + 1)])
+        return np.stack([-logit, logit], axis=-1).astype(np.float32)
+
+    def time(self, run: RunSpec) -> Timing:
+        self._count()
+        self.timed.append(run.case)
+        factor = 1 + self.noise * (crc32(run.case.encode()) % 1000) / 1000
+        seconds = factor * run.exits[-1] / LAYERS
+        return Timing(seconds=[seconds] * 3, anchor_seconds=[1.0] * 3, size_bytes=1000, anchor_size_bytes=1000)
+
+
+def table_space(tuning: Tuning) -> Space:
+    policies = [Patience(patience=1), Patience(patience=2)], [Entropy(threshold=t) for t in (0.05, 0.2, 0.4)]
+    exits = (1, 2, 3, 4), (2, 4), (3, 4)
+    leaving = [Network("ck", kept, tuple(dials)) for kept in exits for dials in policies]
+    return Space(tuning, [Network("ck", (1, 2, 3, 4)), *leaving], {"ck": LAYERS})
+
+
+def search(folder: Path, bench: Table, **tuning: Any) -> Outcome:
+    space = table_space(parse(tuning=TINY["tuning"] | tuning))
+    return tune(space, bench, bench.labels, "identity", folder, say=lambda line: None)
+
+
+def told(outcome: Outcome) -> list[dict[str, Any]]:
+    """What a search came to, but for when and how long."""
+    records = [outcome.baseline, *outcome.trials, outcome.best]
+    return [record.model_dump(exclude={"trial_seconds", "started_at", "environment"}) for record in records]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return {name: search(folder / name, Table(), strategy={"name": name}) for name in STRATEGIES}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(sorted(STRATEGIES)),
+    kills=st.lists(st.integers(0, 20), max_size=3),
+    torn=st.integers(0, 40),
+)
+def test_killed_and_resumed_is_as_undisturbed(undisturbed: dict[str, Outcome], name: str, kills: list[int], torn: int):
+    with TemporaryDirectory() as folder:
+        finished = 0
+        for kill in kills:
+            try:
+                search(Path(folder), Table(kill), strategy={"name": name})
+            except KeyboardInterrupt:
+                found = read_trials(Path(folder))
+                assert len(found) >= finished
+                finished = len(found)
+                if found:  # the kill may also come while a line is written
+                    with (Path(folder) / TRIALS).open("ab") as file:
+                        file.write(b'{"schema_version":"exitbench/trial/1","tuning":"identity"'[:torn])
+        outcome = search(Path(folder), Table(), strategy={"name": name})
+        assert told(outcome) == told(undisturbed[name])
+        assert [trial.number for trial in read_trials(Path(folder))] == list(range(len(outcome.trials) + 1))
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_no_trial_is_repeated_and_the_floor_is_met(undisturbed: dict[str, Outcome], name: str):
+    outcome = undisturbed[name]
+    assert len({tuple(trial.choice) for trial in outcome.trials}) == len(outcome.trials) == 12
+    assert outcome.trials[0].choice == [0, 0, 0]
+    assert outcome.passed
+    assert outcome.baseline.score is not None
+    for trial in outcome.trials:
+        kept = trial.score is not None and trial.score >= outcome.baseline.score - 0.05
+        assert (trial.timing is not None) == kept == meets(outcome.tuning, outcome.baseline, trial)
+    within = [trial.timing for trial in outcome.trials if trial.timing is not None]
+    assert outcome.best.timing is not None
+    assert relative(outcome.tuning, outcome.best.timing) == min(relative(outcome.tuning, timing) for timing in within)
+
+
+def test_exhaustive_finds_the_best_of_the_grid(tmp_path: Path):
+    """Every point and every dial by brute force, timed or not."""
+    bench = Table(noise=0.0)
+    outcome = search(tmp_path, bench, strategy={"name": "exhaustive"}, exit_policy={"max_trials": 1000})
+    space = table_space(outcome.tuning)
+    points = list(itertools.product(*map(range, space.shape)))
+    assert [tuple(trial.choice) for trial in outcome.trials] == points
+    for trial in outcome.trials:
+        scores = []
+        for run in space.candidates(tuple(trial.choice)):
+            answer = runner.replay_run(run, bench.record(run))
+            score = float(np.mean(answer.logits.argmax(-1) == bench.labels))
+            if meets(outcome.tuning, outcome.baseline, trial.model_copy(update={"score": score})):
+                scores.append((answer.exit_layer.mean(), -score, run.case))
+        if scores:
+            assert trial.case == min(scores)[2]
+        else:
+            assert trial.timing is None
+
+
+def test_random_search_comes_to_an_end(tmp_path: Path):
+    outcome = search(tmp_path, Table(), strategy={"name": "random"}, exit_policy={"max_trials": 1000})
+    space = table_space(outcome.tuning)
+    assert len(outcome.trials) == np.prod(space.shape)
+
+
+def test_seed_decides_the_search(tmp_path: Path):
+    def choices(seed: int, name: str) -> list[list[int]]:
+        return [
+            trial.choice
+            for trial in search(tmp_path / f"{name}{seed}", Table(), strategy={"name": name}, random_seed=seed).trials
+        ]
+
+    for name in ("random", "bayesian"):
+        assert choices(1, name) != choices(2, name)
+
+
+def test_bayesian_search_learns():
+    """On a plain bowl it comes nearer to the bottom than chance does, on average over seeds."""
+    tuning = parse(
+        quantization={"calibration": {"sampling_size": list(range(1, 16))}, "model_wise": {"seed": list(range(15))}}
+    )
+    space = Space(tuning, [Network("ck", (4,))], {"ck": 4})
+
+    def found(name: str, seed: int) -> float:
+        tried: list[Tried] = []
+        for _ in range(45):
+            choice = following(space, tried, name, seed)
+            assert choice is not None
+            tried.append(Tried(choice, float((choice[1] - 11) ** 2 + (choice[2] - 4) ** 2)))
+        return min(attempt.value for attempt in tried)
+
+    best = {name: np.mean([found(name, 1000 * seed) for seed in range(6)]) for name in ("bayesian", "random")}
+    assert best["bayesian"] < best["random"]
+
+
+def test_objectives():
+    timing = Timing(seconds=[1.0, 1.0, 2.0], anchor_seconds=[2.0, 2.0, 4.0], size_bytes=30, anchor_size_bytes=40)
+    assert relative(parse(), timing) == 0.5
+    assert relative(parse(tuning={"objective": "modelsize"}), timing) == 0.75
+    assert relative(parse(tuning={"objective": "p99"}), timing) == pytest.approx(0.5)
+    both = {"objective": ["performance", "modelsize"], "weight": [3.0, 1.0]}
+    assert relative(parse(tuning={"multi_objectives": both}), timing) == pytest.approx((3 * 0.5 + 0.75) / 4)
+
+
+def test_time_out_holds_over_sessions(tmp_path: Path):
+    stop = {"timeout": 1000.0, "max_trials": 12}
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, Table(killed_at=6), strategy={"name": "random"}, exit_policy=stop)
+    lines = (tmp_path / TRIALS).read_text().splitlines()
+    spent = [TrialRecord.model_validate_json(line).model_copy(update={"trial_seconds": 400.0}) for line in lines]
+    (tmp_path / TRIALS).write_text("".join(trial.model_dump_json() + "\n" for trial in spent))
+    before = len(spent) - 1
+    assert 1 <= before <= 2  # 400 or 800 s of 1000: it goes on
+    resumed = search(tmp_path, Table(), strategy={"name": "random"}, exit_policy=stop)
+    assert len(resumed.trials) == 12
+    again = search(tmp_path, Table(), strategy={"name": "random"}, exit_policy={"timeout": 100.0, "max_trials": 50})
+    assert len(again.trials) == 12
+
+
+def test_time_out_0_stops_at_the_first_within_the_criterion(tmp_path: Path):
+    outcome = search(tmp_path, Table(), exit_policy={"timeout": 0.0})
+    assert [meets(outcome.tuning, outcome.baseline, trial) for trial in outcome.trials] == [
+        *[False] * (len(outcome.trials) - 1),
+        True,
+    ]
+
+
+class Hopeless(Table):
+    """INT8 knows nothing."""
+
+    def record(self, run: RunSpec) -> np.ndarray:
+        logits = super().record(run)
+        return logits if run.recipe.kind == "float32" else logits * np.random.default_rng(0).choice([-1, 1], (ROWS, 1))
+
+
+def test_without_a_trial_within_the_criterion_the_best_score_fails(tmp_path: Path):
+    bench = Hopeless()
+    outcome = search(tmp_path, bench, strategy={"name": "random"})
+    assert not outcome.passed
+    assert len(bench.timed) == 1  # the float32 network alone
+    assert outcome.best.score == max(trial.score or 0 for trial in outcome.trials)
+
+
+def test_performance_only_times_what_is_below_the_criterion(tmp_path: Path):
+    outcome = search(tmp_path, Hopeless(), exit_policy={"performance_only": True, "max_trials": 5})
+    assert all(trial.timing is not None for trial in outcome.trials)
+    assert not outcome.passed
+
+
+class Broken(Table):
+    """Some combinations cannot be built."""
+
+    def time(self, run: RunSpec) -> Timing:
+        if run.policy.kind == "patience":
+            raise WorkerError("no such kernel")
+        return super().time(run)
+
+
+def test_failed_trials_are_records_and_never_win(tmp_path: Path):
+    outcome = search(tmp_path, Broken(), strategy={"name": "exhaustive"}, exit_policy={"max_trials": 1000})
+    failed = [trial for trial in outcome.trials if trial.error is not None]
+    assert {trial.policy["kind"] for trial in failed} == {"patience"}
+    assert {trial.error for trial in failed} == {"no such kernel"}
+    assert outcome.best.error is None
+
+
+def test_another_tuning_in_the_folder_is_refused(tmp_path: Path):
+    search(tmp_path, Table())
+    with pytest.raises(UserError, match="holds 13 trials: give another --output"):
+        search(tmp_path, Table(), workspace={"resume": False})
+    space = table_space(parse())
+    with pytest.raises(UserError, match="trials of another tuning"):
+        tune(space, Table(), Table().labels, "another", tmp_path, say=lambda line: None)
+
+
+# One search for real
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `checkpoints` and, in `output`, a finished tuning; what it printed is in `printed`."""
+    folder = tmp_path_factory.mktemp("searched")
+    assert run_tiny(folder, folder / "output", folder / "printed") in (0, 1)
+    return folder
+
+
+def run_tiny(folder: Path, output: Path, printed: Path, **changes: Any) -> int:
+    few = TINY["tuning"] | {"strategy": {"name": "exhaustive"}, "exit_policy": {"max_trials": 4}}
+    quantization = {"calibration": {"sampling_size": 4}, "model_wise": {}}
+    path = write(folder, **({"tuning": few, "quantization": quantization} | changes))
+    command = ["tune", str(path), "--checkpoints", str(folder / "checkpoints"), "--output", str(output)]
+    with pytest.MonkeyPatch.context() as patch, printed.open("w") as file:
+        patch.setattr(runner, "Worker", ThreadWorker)
+        patch.setattr("sys.stdout", file)
+        return main(command)
+
+
+def test_it_prints_as_lpot_does(searched: Path):
+    lines = (searched / "printed").read_text().splitlines()
+    assert lines[0].startswith("FP32 baseline is: [accuracy: 0.")
+    results = [line for line in lines if line.startswith("Tune ")]
+    assert [line.split(" result is: [accuracy: ")[0] for line in results] == [f"Tune {n}" for n in range(1, 5)]
+    assert all(", Best tune result is: [accuracy: " in line for line in results)
+    verdicts = [line for line in lines if line.startswith(("PASS: accuracy on tune", "FAIL: accuracy on tune"))]
+    assert len(verdicts) == 1
+    assert sum(" won" in line for line in lines) == 1
+
+
+def test_winner_can_be_made_again_and_served(searched: Path):
+    output = searched / "output"
+    trials = read_trials(output)
+    tuning = read_tuning(searched / "tuning.yaml")
+    outcome = Outcome(tuning, trials[0], trials[1:], _best(tuning, trials))
+    winner = spec_of(tuning, outcome.best)
+    suite = read_suite(output / "winner.yaml")
+    cases = {run.case for run in expand(suite, suite.tasks[0], winner.checkpoint, layers_of(suite.checkpoints[0]))}
+    measured = {record.case: record for record in read_records(output / "winner")}
+    assert winner.case in cases
+    assert winner.case in measured
+    assert {record.status for record in measured.values()} == {"ok"}
+    whole = [record for record in measured.values() if not record.with_exits and record.exits == [2]]
+    assert {record.recipe["kind"] for record in whole} == {"float32", "int8_static"}
+    served = EarlyExitModel.load(output / "artefact").predict(["the acting was superb ."])
+    assert served.exit_layer[0] in winner.exits
+
+
+def _best(tuning: Tuning, trials: list[TrialRecord]) -> TrialRecord:
+    timed = [(relative(tuning, trial.timing), trial) for trial in trials[1:] if trial.timing is not None]
+    return min(timed, key=lambda entry: entry[0])[1]
+
+
+def test_resumed_when_finished_it_tries_nothing_again(searched: Path):
+    before = (searched / "output" / TRIALS).read_bytes()
+    assert run_tiny(searched, searched / "output", searched / "again") in (0, 1)
+    assert (searched / "output" / TRIALS).read_bytes() == before
+    lines = (searched / "again").read_text().splitlines()
+    assert [line.split(" was:")[0] for line in lines[1:5]] == [f"Tune {n}" for n in range(1, 5)]
