@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -135,7 +136,8 @@ def _tune(options: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from benchmarks.winner import run_tuning
 
-    return run_tuning(tuning, options.dataset_location, options.checkpoints, output, options.smoke, print)
+    say = partial(print, flush=True)  # one line a trial: whoever follows a file sees it
+    return run_tuning(tuning, options.dataset_location, options.checkpoints, output, options.smoke, say)
 
 
 def _train(options: argparse.Namespace, suite: "Suite") -> int:

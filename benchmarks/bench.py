@@ -10,14 +10,13 @@ from benchmarks.records import Timing, recording_path
 from benchmarks.runner import Key, open_worker, recording_id, save_recording, worker_key
 from benchmarks.session import Session, max_length
 from benchmarks.suite import RunSpec
+from benchmarks.tuner import TURN
 from benchmarks.tuning import Performance
 from benchmarks.worker import Built, Worker, WorkerError
 from models.encoding import encode
 
 # Workers alive at a time, the anchor's apart: each holds a network in memory, and takes long to open again.
 MOST_WORKERS = 3
-# Calls a turn: short enough that both sides see the same machine.
-TURN = 10
 
 
 class WorkerBench:
@@ -58,6 +57,7 @@ class WorkerBench:
         """See `Bench`."""
         if self.anchor_built is None:
             self.anchor_built = self._call(self.anchor, "build", self.anchor, self.rows)
+        anchor_size_bytes = self.anchor_built.size_bytes
         built: Built = self._call(run, "build", run, self.rows)
         # The anchor is the first run its worker built, and no other worker keeps any.
         sides = [(self.anchor, 0), (run, int(worker_key(run) == worker_key(self.anchor)))]
@@ -73,7 +73,7 @@ class WorkerBench:
             seconds=seconds[1],
             anchor_seconds=seconds[0],
             size_bytes=built.size_bytes,
-            anchor_size_bytes=self.anchor_built.size_bytes,
+            anchor_size_bytes=anchor_size_bytes,
         )
 
     def _call(self, run: RunSpec, request: str, *arguments: Any) -> Any:

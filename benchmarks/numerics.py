@@ -66,7 +66,7 @@ class Quantization(Config):
 
     def axes(self) -> dict[str, list[Any]]:
         """The options of each field of the recipe, and the precisions of each pattern; defaults first."""
-        axes = {"calibration_rows": self.calibration.sampling_size} if self.calibration else {}
+        axes: dict[str, list[Any]] = {"calibration_rows": self.calibration.sampling_size} if self.calibration else {}
         for key, value in self.model_wise.items():
             parts = value if key in ("activation", "weight") and isinstance(value, dict) else {None: value}
             for part, options in parts.items():

@@ -27,6 +27,10 @@ from models.policies import Policy
 from quant.engine import OpenVino
 from quant.recipes import Float32, Recipe
 
+# Calls of each side in turn: short enough that both see the same machine.
+TURN = 10
+# A turn that takes so many times as long as half of them do is the machine's doing.
+PAUSE = 3.0
 # What the search is told of a point that may not be served; measured ones lie around 1.
 BELOW_FLOOR, FAILED = 10.0, 100.0
 
@@ -139,10 +143,8 @@ def relative(tuning: Tuning, timing: Timing) -> float:
 def best_of(tuning: Tuning, baseline: TrialRecord, trials: list[TrialRecord]) -> TrialRecord | None:
     """The best timed trial, the earlier of two that are equal; without one, the best score; None where all failed."""
     timed = [(relative(tuning, trial.timing), trial.number, trial) for trial in trials if trial.timing is not None]
-    if timed:
-        return min(timed, key=lambda entry: entry[:2])[-1]
     scored = [(-trial.score, trial.number, trial) for trial in trials if trial.score is not None]
-    return min(scored, key=lambda entry: entry[:2])[-1] if scored else None
+    return min(timed or scored, key=lambda entry: entry[:2], default=(0.0, 0, None))[-1]
 
 
 def spec_of(tuning: Tuning, trial: TrialRecord) -> RunSpec:
@@ -166,13 +168,21 @@ def told(trial: TrialRecord | None) -> str:
 
 
 def _share(timing: Timing, objective: Objective) -> float:
-    match objective:
-        case "performance":
-            return sum(timing.seconds) / sum(timing.anchor_seconds)
-        case "p99":
-            return float(np.quantile(timing.seconds, 0.99) / np.quantile(timing.anchor_seconds, 0.99))
-        case "modelsize":
-            return (timing.size_bytes or 0) / (timing.anchor_size_bytes or 1)
+    if objective == "modelsize":
+        return (timing.size_bytes or 0) / (timing.anchor_size_bytes or 1)
+    seconds, anchor = _without_pauses(timing)
+    if objective == "p99":
+        return float(np.quantile(seconds, 0.99) / np.quantile(anchor, 0.99))
+    return float(seconds.sum() / anchor.sum())
+
+
+def _without_pauses(timing: Timing) -> np.ndarray:
+    """Seconds of the candidate and of the anchor, [2, calls]; where one of them was held up, neither's turn counts."""
+    sides = np.array([timing.seconds, timing.anchor_seconds])
+    turns = np.arange(sides.shape[1]) // TURN
+    totals = np.array([np.bincount(turns, weights=side) for side in sides])
+    steady = (totals < PAUSE * np.median(totals, axis=1, keepdims=True)).all(axis=0)
+    return sides[:, steady[turns]]
 
 
 def _resumed(tuning: Tuning, identity: str, folder: Path) -> list[TrialRecord]:

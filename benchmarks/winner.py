@@ -144,7 +144,7 @@ def _on_dev(folder: Path, winner: RunSpec, measured: list[RunRecord]) -> list[st
     lines = [f"dev: {_score(own)}, exits {own.exit_counts['dev']}"]
     for record in measured:
         if record is not own and record.session == own.session:
-            ratio = ratio_interval(*(_seconds(folder, of) for of in (record, own)))
+            ratio = ratio_interval(_seconds(folder, record), _seconds(folder, own))
             interval = f"{ratio.estimate:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
             lines.append(f"  {interval} as fast as {record.case} ({_score(record)})")
     return lines
