@@ -55,9 +55,8 @@ class WorkerBench:
 
     def time(self, run: RunSpec) -> Timing:
         """See `Bench`."""
-        if self.anchor_built is None:
-            self.anchor_built = self._call(self.anchor, "build", self.anchor, self.rows)
-        anchor_size_bytes = self.anchor_built.size_bytes
+        anchor: Built = self.anchor_built or self._call(self.anchor, "build", self.anchor, self.rows)
+        self.anchor_built = anchor
         built: Built = self._call(run, "build", run, self.rows)
         # The anchor is the first run its worker built, and no other worker keeps any.
         sides = [(self.anchor, 0), (run, int(worker_key(run) == worker_key(self.anchor)))]
@@ -73,7 +72,7 @@ class WorkerBench:
             seconds=seconds[1],
             anchor_seconds=seconds[0],
             size_bytes=built.size_bytes,
-            anchor_size_bytes=anchor_size_bytes,
+            anchor_size_bytes=anchor.size_bytes,
         )
 
     def _call(self, run: RunSpec, request: str, *arguments: Any) -> Any:

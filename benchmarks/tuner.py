@@ -6,7 +6,6 @@ What measures is given (`Bench`), so the loop is the same over a table of made-u
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +15,9 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from benchmarks.environment import environment, toolchain
-from benchmarks.records import TRIALS, Timing, TrialRecord, append_record, read_trials
+from benchmarks.records import Timing, TrialRecord, append_record, read_trials
 from benchmarks.runner import predictions_of, replay_run
+from benchmarks.session import Say
 from benchmarks.strategies import Choice, Space, Tried, following
 from benchmarks.suite import RunSpec
 from benchmarks.tuning import Objective, Tuning
@@ -33,8 +33,6 @@ TURN = 10
 PAUSE = 3.0
 # What the search is told of a point that may not be served; measured ones lie around 1.
 BELOW_FLOOR, FAILED = 10.0, 100.0
-
-Say = Callable[[str], None]
 
 
 class Bench(Protocol):
@@ -83,10 +81,10 @@ class Outcome:
 
 def tuning_id(tuning: Tuning, data_hash: str, checkpoint_hashes: list[str]) -> str:
     """The hash of all that decides what a trial measures; when to stop and where to write do not."""
-    told = tuning.model_dump(
+    asked = tuning.model_dump(
         mode="json", exclude={"tuning": {"exit_policy": {"timeout", "max_trials"}, "workspace": True}}
     )
-    parts = json.dumps([told, data_hash, checkpoint_hashes, toolchain()], sort_keys=True)
+    parts = json.dumps([asked, data_hash, checkpoint_hashes, toolchain()], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
@@ -106,22 +104,19 @@ def tune(space: Space, bench: Bench, labels: np.ndarray, identity: str, folder: 
     """
     tuning = space.tuning
     baseline, *trials = _resumed(tuning, identity, folder) or [_baseline(space, bench, labels, identity, folder)]
-    if baseline.score is None:
-        raise UserError(f"the float32 network cannot be measured: {baseline.error}; remove {str(folder / TRIALS)!r}")
     say(f"FP32 baseline is: {told(baseline)}")
     for trial in trials:
         say(f"Tune {trial.number} was: {told(trial)}")
-    best = best_of(tuning, baseline, trials)
+    best = best_of(tuning, trials)
     while not _stops(tuning, baseline, trials):
-        choice = following(
-            space, _history(tuning, baseline, trials), tuning.tuning.strategy.name, tuning.tuning.random_seed
-        )
+        history = _history(tuning, baseline, trials)
+        choice = following(space, history, tuning.tuning.strategy.name, tuning.tuning.random_seed)
         if choice is None:
             break
         trial = _trial(space, bench, labels, baseline, choice, len(trials) + 1, identity)
         append_record(folder, trial)
         trials.append(trial)
-        best = best_of(tuning, baseline, trials)
+        best = best_of(tuning, trials)
         say(f"Tune {trial.number} result is: {told(trial)}, Best tune result is: {told(best)}")
         say(f"  {trial.case}" + (f": {trial.error}" if trial.error else ""))
     if best is None:
@@ -129,10 +124,15 @@ def tune(space: Space, bench: Bench, labels: np.ndarray, identity: str, folder: 
     return Outcome(tuning, baseline, trials, best)
 
 
+def floor_of(tuning: Tuning, baseline: TrialRecord) -> float:
+    """The lowest score the criterion allows."""
+    assert baseline.score is not None, "a baseline that failed is no record"
+    return tuning.tuning.accuracy_criterion.floor(baseline.score)
+
+
 def meets(tuning: Tuning, baseline: TrialRecord, trial: TrialRecord) -> bool:
     """Whether a trial's score keeps the criterion."""
-    assert baseline.score is not None
-    return trial.score is not None and trial.score >= tuning.tuning.accuracy_criterion.floor(baseline.score)
+    return trial.score is not None and trial.score >= floor_of(tuning, baseline)
 
 
 def relative(tuning: Tuning, timing: Timing) -> float:
@@ -140,7 +140,7 @@ def relative(tuning: Tuning, timing: Timing) -> float:
     return sum(weight * _share(timing, name) for name, weight in tuning.tuning.weights().items())
 
 
-def best_of(tuning: Tuning, baseline: TrialRecord, trials: list[TrialRecord]) -> TrialRecord | None:
+def best_of(tuning: Tuning, trials: list[TrialRecord]) -> TrialRecord | None:
     """The best timed trial, the earlier of two that are equal; without one, the best score; None where all failed."""
     timed = [(relative(tuning, trial.timing), trial.number, trial) for trial in trials if trial.timing is not None]
     scored = [(-trial.score, trial.number, trial) for trial in trials if trial.score is not None]
@@ -204,8 +204,7 @@ def _stops(tuning: Tuning, baseline: TrialRecord, trials: list[TrialRecord]) -> 
 
 
 def _history(tuning: Tuning, baseline: TrialRecord, trials: list[TrialRecord]) -> list[Tried]:
-    assert baseline.score is not None
-    floor, history = tuning.tuning.accuracy_criterion.floor(baseline.score), []
+    floor, history = floor_of(tuning, baseline), []
     for trial in trials:
         if trial.timing is not None:
             value = relative(tuning, trial.timing)
@@ -233,9 +232,7 @@ def _trial(
     space: Space, bench: Bench, labels: np.ndarray, baseline: TrialRecord, choice: Choice, number: int, identity: str
 ) -> TrialRecord:
     started, tuning = _now(), space.tuning
-    assert baseline.score is not None
-    floor = tuning.tuning.accuracy_criterion.floor(baseline.score)
-    runs = space.candidates(choice)
+    floor, runs = floor_of(tuning, baseline), space.candidates(choice)
     best = Candidate(runs[0], 0.0, [])
     try:
         logits = bench.record(runs[0])

@@ -13,7 +13,7 @@ from benchmarks.session import Say, Session, sessions
 from benchmarks.statistics import ratio_interval
 from benchmarks.strategies import Space, space_of
 from benchmarks.suite import CheckpointSpec, Exits, RunSpec, Suite
-from benchmarks.tuner import Outcome, best_of, spec_of, tune, tuning_id
+from benchmarks.tuner import Outcome, best_of, floor_of, spec_of, tune, tuning_id
 from benchmarks.tuning import Tuning
 from models.config import UserError
 from models.policies import Fixed, Policy
@@ -61,7 +61,7 @@ def run_tuning(tuning: Tuning, location: Path | None, checkpoints: Path, output:
 def best_truncated(outcome: Outcome, session: Session) -> RunSpec | None:
     """The fastest network of fewer layers within the criterion, if one was tried."""
     timed = [trial for trial in outcome.trials if trial.timing is not None and _is_truncated(trial, session)]
-    best = best_of(outcome.tuning, outcome.baseline, timed)
+    best = best_of(outcome.tuning, timed)
     return None if best is None else spec_of(outcome.tuning, best)
 
 
@@ -129,10 +129,7 @@ def _beside(space: Space, outcome: Outcome, winner: RunSpec, fewer: RunSpec | No
 
 def _criterion(outcome: Outcome) -> str:
     best, baseline = outcome.best, outcome.baseline
-    assert best.score is not None
-    assert baseline.score is not None
-    floor = outcome.tuning.tuning.accuracy_criterion.floor(baseline.score)
-    sign = ">=" if outcome.passed else "<"
+    sign, floor = ">=" if outcome.passed else "<", floor_of(outcome.tuning, baseline)
     return f"{best.metric} on tune {best.score:.4f} {sign} {floor:.4f}, the criterion ({baseline.score:.4f} in float32)"
 
 
