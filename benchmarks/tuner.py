@@ -180,8 +180,8 @@ def _without_pauses(timing: Timing) -> np.ndarray:
     """Seconds of the candidate and of the anchor, [2, calls]; where one of them was held up, neither's turn counts."""
     sides = np.array([timing.seconds, timing.anchor_seconds])
     turns = np.arange(sides.shape[1]) // TURN
-    totals = np.array([np.bincount(turns, weights=side) for side in sides])
-    steady = (totals < PAUSE * np.median(totals, axis=1, keepdims=True)).all(axis=0)
+    means = np.array([np.bincount(turns, weights=side) for side in sides]) / np.bincount(turns)
+    steady: np.ndarray = np.all(means < PAUSE * np.median(means, axis=1, keepdims=True), axis=0)
     return sides[:, steady[turns]]
 
 

@@ -233,7 +233,7 @@ def print_all(console: Console, all_given: list[Comparisons]) -> None:
     """What `markdown` tells, on the console."""
     for given in all_given:
         for line in counts_lines(given):
-            console.print(Text(line))
+            console.print(Text(line), soft_wrap=True)  # a path that is broken is no path
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for title in HEAD:
             table.add_column(title, overflow="fold")
@@ -242,7 +242,7 @@ def print_all(console: Console, all_given: list[Comparisons]) -> None:
         if table.row_count:
             console.print(table)
     for note in NOTES:
-        console.print(Text(note))
+        console.print(Text(note), soft_wrap=True)
 
 
 def markdown(all_given: list[Comparisons]) -> str:

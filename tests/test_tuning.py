@@ -355,7 +355,7 @@ def test_objectives():
     assert relative(parse(tuning={"multi_objectives": both}), timing) == pytest.approx((3 * 0.5 + 0.75) / 4)
 
 
-@given(st.integers(0, 1), st.integers(0, 54), st.floats(30, 1e4))
+@given(st.integers(0, 1), st.integers(0, 54), st.floats(40, 1e4))
 def test_a_pause_of_the_machine_counts_on_neither_side(side: int, call: int, pause: float):
     """It falls on one side alone, and would make the other look fast."""
     seconds = np.ones((2, 55)) * [[1.0], [2.0]]
