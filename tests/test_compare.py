@@ -117,7 +117,8 @@ def test_another_checkpoint_is_told(tmp_path: Path):
     assert found[EARLY, "score"].change.text.endswith(", paired by row, another checkpoint)")
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "160")
     folders = [
         measure(tmp_path / "a"),
         measure(tmp_path / "b", lost=30, without=FEWER),
