@@ -70,7 +70,10 @@ def parser() -> argparse.ArgumentParser:
     depths.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     depths.add_argument("--repeats", type=int, default=15, help="interleaved repeats (default: %(default)s)")
     depths.add_argument(
-        "--recipe", choices=["float32", "bfloat16", "int8_static"], default="int8_static", help="default: %(default)s"
+        "--recipe",
+        choices=["float32", "bfloat16", "int8_static", "int8_dynamic"],
+        default="int8_static",
+        help="default: %(default)s",
     )
     commands.add_parser("list", help="shipped suites, and the cases of every axis")
     return top

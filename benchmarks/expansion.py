@@ -8,6 +8,7 @@ from models.config import UserError
 from models.methods import Classifier
 from models.policies import Fixed, Policy
 from models.tasks import Task
+from quant.engine import cannot_run
 from quant.programs import unfit
 
 
@@ -17,6 +18,7 @@ def expand_whole(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> 
     runs = [
         RunSpec(task, checkpoint, recipe, engine, False, (num_layers,), Fixed(), shape)
         for recipe, engine, shape in axes
+        if not _skipped(suite, cannot_run(recipe.kind, engine.kind, with_exits=False))
     ]
     return [run for run in runs if not suite.excludes(run)]
 
@@ -59,10 +61,8 @@ def expand(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> list[R
             kept = (policy.layer or num_layers,)
         else:
             kept = tuple(range(1, num_layers + 1)) if exits == "all" else tuple(exits)
-        problem = _beyond(policy, num_layers) or unfit(policy, kept, num_layers, task)
-        if problem and suite.on_unsupported == "error":
-            raise UserError(f"{problem}; remove it, or set on_unsupported: skip")
-        if problem:
+        problem = cannot_run(recipe.kind, engine.kind, exits != "none") or _beyond(policy, num_layers)
+        if _skipped(suite, problem or unfit(policy, kept, num_layers, task)):
             continue
         run = RunSpec(task, checkpoint, recipe, engine, exits != "none", kept, policy, shape)
         if not suite.excludes(run):
@@ -80,6 +80,13 @@ def nothing_to_run(suite: Suite, only: str | None) -> UserError:
     if only is not None:
         return UserError(f"--only {only!r} is in no case of suite {suite.name}; --dry-run prints the cases")
     return UserError(f"suite {suite.name} has no run left: give policies that fit its exits, or exclude less")
+
+
+def _skipped(suite: Suite, problem: str | None) -> bool:
+    """Whether a product that cannot run is left out; an error unless the suite skips those."""
+    if problem and suite.on_unsupported == "error":
+        raise UserError(f"{problem}; remove it, or set on_unsupported: skip")
+    return problem is not None
 
 
 def _beyond(policy: Policy, num_layers: int) -> str | None:

@@ -61,6 +61,20 @@ class Calibration(Config):
     ids_hash: str
 
 
+class Coverage(Config):
+    """What an INT8 recipe came to in the whole network with all its exits, as the compiled model says.
+
+    Attributes:
+        int8_ops: linear ops (matrix products with weights) that run in INT8.
+        linear_ops: all of them. Attention scores, norms and look-ups are never quantized and not counted.
+        others: segment or op -> the precision it runs in instead, and why: `float32: fallback layer_11`.
+    """
+
+    int8_ops: int
+    linear_ops: int
+    others: dict[str, str]
+
+
 class Parity(Config):
     """Live runs against replayed ones, over the timed rows.
 
@@ -121,6 +135,7 @@ class RunRecord(Config):
     precision: str | None = None
     size_bytes: int | None = None
     build_seconds: float | None = None
+    coverage: Coverage | None = None
     calibration: Calibration | None = None
     scores: dict[str, dict[str, float]] = Field(default_factory=dict)
     exit_counts: dict[str, list[int]] = Field(default_factory=dict)

@@ -41,7 +41,7 @@ from quant.recipes import calibration_inputs
 
 # How close to turning a decision must be (logits, nats or probability) for live and replayed exits to differ without
 # it being a fault: kernels round differently at different batch sizes.
-EPSILON = {"float32": 1e-3, "bfloat16": 0.1, "int8_static": 0.1}
+EPSILON = {"float32": 1e-3, "bfloat16": 0.1, "int8_static": 0.1, "int8_native": 0.1, "int8_dynamic": 0.1}
 
 
 @dataclass
@@ -112,7 +112,8 @@ def open_worker(session: Session, run: RunSpec, splits: dict[str, Encoded], time
         pad_token_id=pad,
         max_seq_length=length,
     )
-    return Worker(spec, session.output / "logs" / f"{'-'.join(worker_key(run))}.log")
+    log = "-".join(worker_key(run))[:200]  # file names end somewhere, lists of patterns need not
+    return Worker(spec, session.output / "logs" / f"{log}.log")
 
 
 @contextmanager
@@ -316,6 +317,7 @@ def _record(
         precision=built.precision if built and ok else None,
         size_bytes=built.size_bytes if built and ok else None,
         build_seconds=built.build_seconds + open_seconds[worker_key(spec)] if built and ok else None,
+        coverage=built.coverage if built and ok else None,
         calibration=calibration(session, spec.recipe),
         scores=run.scores if ok else {},
         exit_counts=run.exit_counts if ok else {},

@@ -16,7 +16,7 @@ from models.checkpoints import Checkpoint, load_checkpoint
 from models.config import UserError
 from models.tasks import Task, TaskData
 from models.training import TrainingSpec, fine_tune
-from quant.recipes import Int8Static, Recipe, calibration_indices
+from quant.recipes import Calibrated, Recipe, calibration_indices, check_fallback
 
 Say = Callable[[str], None]
 
@@ -122,8 +122,9 @@ def sessions(
             if training is not None:
                 fine_tune(training, data, folder)
             checkpoint = load_checkpoint(folder)
-            _check_fits(task, folder, checkpoint)
             truncates = None if folder == folders[0][0] else num_layers
+            # Fewer layers need not have all that a recipe names.
+            _check_fits(task, folder, checkpoint, suite.recipes if truncates is None else [])
             members[folder.name] = Member(folder, checkpoint, truncates)
         say(f"{task.name}: {', '.join(members)}, {len(runs)} runs")
         yield Session(suite, task, _few(data) if smoke else data, members, runs, output)
@@ -147,7 +148,7 @@ def _few(data: TaskData) -> TaskData:
     return TaskData(splits=splits, data_hash=data.data_hash + "-smoke", counts=counts)
 
 
-def _check_fits(task: Task, folder: Path, checkpoint: Checkpoint) -> None:
+def _check_fits(task: Task, folder: Path, checkpoint: Checkpoint, recipes: list[Recipe]) -> None:
     trained_on = checkpoint.config["task"]
     if checkpoint.network.num_labels != task.num_labels or trained_on["kind"] != task.kind:
         raise UserError(
@@ -156,6 +157,8 @@ def _check_fits(task: Task, folder: Path, checkpoint: Checkpoint) -> None:
         )
     if not all(torch.isfinite(parameter).all() for parameter in checkpoint.network.parameters()):
         raise UserError(f"checkpoint {str(folder)!r} holds weights that are NaN or infinite: train it again")
+    for recipe in recipes:
+        check_fallback(recipe, checkpoint.network)
 
 
 def max_length(session: Session) -> int:
@@ -166,7 +169,7 @@ def max_length(session: Session) -> int:
 
 def calibration(session: Session, recipe: Recipe) -> Calibration | None:
     """What the record says of the rows of `fit` a recipe is calibrated on."""
-    if not isinstance(recipe, Int8Static):
+    if not isinstance(recipe, Calibrated):
         return None
     fit = session.data.splits["fit"]
     rows = calibration_indices(recipe, len(fit))

@@ -20,14 +20,19 @@ from models.policies import Fixed, Policy
 from models.tasks import Task
 from models.training import TrainingSpec
 from quant.engine import Engine
-from quant.recipes import Bfloat16, Float32, Int8Static, Recipe
+from quant.recipes import Calibrated, Int8Native, Int8Static, Recipe
 
 SHIPPED = Path("yaml_configs/suites")
 SMOKE_ROWS, SMOKE_LAYERS = 48, 3
 
 
 # The lists whose mappings expand over their list-valued keys, each with the keys that hold lists themselves.
-GRIDS: dict[str, tuple[str, ...]] = {"recipes": (), "engines": (), "policies": ("exit_layers",), "shapes": ()}
+GRIDS: dict[str, tuple[str, ...]] = {
+    "recipes": ("fallback",),
+    "engines": (),
+    "policies": ("exit_layers",),
+    "shapes": (),
+}
 
 
 def grids(axis: str) -> BeforeValidator:
@@ -216,10 +221,14 @@ class Suite(Config):
         named = [layer for exits in self.exits if isinstance(exits, list) for layer in exits]
         named += [policy.layer for policy in policies if isinstance(policy, Fixed) and policy.layer is not None]
 
-        recipes = [
-            recipe.model_copy(update={"calibration_rows": 4}) if isinstance(recipe, Int8Static) else recipe
-            for recipe in self.recipes
-        ]
+        def quick(recipe: Recipe) -> Recipe:
+            if isinstance(recipe, Int8Static):
+                anywhere = [pattern for pattern in recipe.fallback if not any(map(str.isdigit, pattern))]
+                recipe = recipe.model_copy(update={"fallback": anywhere})
+            few = {"calibration_rows": 4} if isinstance(recipe, Calibrated) else {}
+            return recipe.model_copy(update=few)
+
+        recipes = [quick(recipe) for recipe in self.recipes]
         spared = itertools.product(recipes[:-1], self.engines[1:])
         exclude = [f"*/{recipe_label(recipe)}/{engine_label(engine)}/*" for recipe, engine in spared]
         return self.model_copy(
@@ -287,10 +296,15 @@ class RunSpec:
 
 
 def recipe_label(recipe: Recipe) -> str:
-    """`int8_static-kl-128-s42-float32`: the kind and its options."""
-    if isinstance(recipe, Float32 | Bfloat16):
+    """`int8_static-kl-128-s42-float32`: the kind and its options; those below only where they are not the default."""
+    if isinstance(recipe, Int8Native):
+        return f"{recipe.kind}-{recipe.calibration_rows}-s{recipe.seed}"
+    if not isinstance(recipe, Int8Static):
         return recipe.kind
-    return f"{recipe.kind}-{recipe.observer}-{recipe.calibration_rows}-s{recipe.seed}-{recipe.rest}"
+    options = [recipe.observer, str(recipe.calibration_rows), f"s{recipe.seed}", recipe.rest]
+    options += [option for option in (recipe.activations, recipe.weights) if option in ("symmetric", "per_tensor")]
+    options += [f"fallback-{','.join(recipe.fallback)}"] if recipe.fallback else []
+    return "-".join([recipe.kind, *options])
 
 
 def engine_label(engine: Engine) -> str:

@@ -7,6 +7,7 @@ turn. Between requests it sleeps on its pipe.
 import multiprocessing as mp
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -16,13 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.process import serve
+from benchmarks.records import Coverage
 from benchmarks.suite import RunSpec, Shape
 from models.checkpoints import load_checkpoint
 from models.config import UserError, first_line
 from models.encoding import Encoded, collate
+from models.network import MultiExitNetwork
 from quant.engine import Engine
 from quant.programs import EngineSession, ExitOutput, Inputs, Program
-from quant.recipes import Recipe, apply_recipe
+from quant.recipes import Int8Static, Recipe, apply_recipe, fallen_back
 
 # Warm-up passes over the timed rows: until two agree this well, at most so many.
 STEADY, MOST_WARM_UPS = 0.05, 4
@@ -58,6 +61,7 @@ class Built(NamedTuple):
     build_seconds: float
     warmup_seconds: float
     output: ExitOutput
+    coverage: Coverage | None
 
 
 @dataclass
@@ -74,6 +78,28 @@ def batches_of(encoded: Encoded, rows: Sequence[int], shape: Shape, spec: Worker
     return [collate(encoded, cut, spec.pad_token_id, shape.padding, length) for cut in cuts]
 
 
+def _coverage(recipe: Recipe, network: MultiExitNetwork, precisions: dict[str, str]) -> Coverage:
+    """What runs in INT8 and what does not, and why; a segment of which all is alike is named as a whole."""
+    asked = fallen_back(recipe, network) if isinstance(recipe, Int8Static) else {}
+    segments: dict[str, dict[str, str]] = defaultdict(dict)
+    for name, precision in sorted(precisions.items()):
+        segment, op = name.split(".", 1)
+        if pattern := asked.get(segment, {}).get(op):
+            reason = f"fallback {pattern}"
+        elif asked and segment not in asked:
+            reason = "never quantized"
+        else:
+            reason = "the engine's choice"
+        segments[segment][name] = "int8" if precision == "int8" else f"{precision}: {reason}"
+    others: dict[str, str] = {}
+    for segment, found in segments.items():
+        alike = len(set(found.values())) == 1
+        named = {segment: next(iter(found.values()))} if alike else found
+        others |= {name: what for name, what in named.items() if what != "int8"}
+    int8_ops = list(precisions.values()).count("int8")
+    return Coverage(int8_ops=int8_ops, linear_ops=len(precisions), others=others)
+
+
 class _Service:
     """The requests a worker answers, over the session it opened."""
 
@@ -88,6 +114,9 @@ class _Service:
         self.recorders: dict[tuple[int, ...], Any] = {}
         self.runs: list[_Run] = []
         self.open_seconds = time.perf_counter() - started
+        self.coverage: Coverage | None = None
+        if segments.int8 and (precisions := self.session.precisions()):
+            self.coverage = _coverage(spec.recipe, checkpoint.network, precisions)
 
     def opened(self) -> float:
         """Seconds to load, quantize and convert."""
@@ -124,7 +153,8 @@ class _Service:
             position += size
         outputs, warmup_seconds = self._warm_up(ready)
         self.runs.append(ready)  # last: the runner counts the runs that were built
-        return Built(program.kind, program.precision, program.size_bytes, build_seconds, warmup_seconds, outputs)
+        said = program.kind, program.precision, program.size_bytes
+        return Built(*said, build_seconds, warmup_seconds, outputs, self.coverage)
 
     def _policy(self, run: RunSpec) -> Any:
         """The run's policy with a `None` layer resolved to the last."""

@@ -1,4 +1,4 @@
-"""Command line of the serving side: `python -m quant export`."""
+"""Command line of what is served: `python -m quant export | sensitivity`."""
 
 import argparse
 import os
@@ -33,18 +33,33 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    export.add_argument("checkpoint", type=Path, help="a checkpoint folder, as `python -m benchmarks train` leaves it")
-    export.add_argument("folder", type=Path, help="where to write")
-    export.add_argument(
-        "--recipe", default="{kind: int8_static, observer: kl}", help="as in a suite (default: %(default)s)"
+    sensitivity = commands.add_parser(
+        "sensitivity",
+        help="which layer's INT8 moves the exits",
+        description="Quantize one segment at a time and say what it does to every exit, on rows of `tune`.",
     )
+    for command in (export, sensitivity):
+        command.add_argument(
+            "checkpoint", type=Path, help="a checkpoint folder, as `python -m benchmarks train` leaves it"
+        )
+        command.add_argument(
+            "--recipe", default="{kind: int8_static, observer: kl}", help="as in a suite (default: %(default)s)"
+        )
+        command.add_argument(
+            "--dataset_location",
+            type=Path,
+            metavar="DIR",
+            help="GLUE folder in the original layout, to calibrate on; without it, through `datasets`",
+        )
+    export.add_argument("folder", type=Path, help="where to write")
     export.add_argument("--policy", required=True, help="as in a suite, such as '{kind: entropy, threshold: 0.2}'")
     export.add_argument("--exits", type=int, nargs="+", help="the exits to keep (default: all)")
-    export.add_argument(
-        "--dataset_location",
-        type=Path,
-        metavar="DIR",
-        help="GLUE folder in the original layout, to calibrate on; without it, through `datasets`",
+    sensitivity.add_argument("--rows", type=int, default=512, help="rows to compare on (default: %(default)s)")
+    sensitivity.add_argument(
+        "--policy", default="{kind: entropy, threshold: 0.2}", help="what leaves where (default: %(default)s)"
+    )
+    sensitivity.add_argument(
+        "--csv", type=Path, default=Path("sensitivity.csv"), help="every segment at every exit (default: %(default)s)"
     )
     return top
 
@@ -55,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     quiet()
     # Before PyTorch starts its threads: calibration is many small operations, and threads that spin between them fight.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    return exit_code(lambda: _export(options), options.folder)
+    command = _export if options.command == "export" else _sensitivity
+    return exit_code(lambda: command(options), options.checkpoint)
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -76,6 +92,35 @@ def _export(options: argparse.Namespace) -> int:
     print(
         f"{options.folder}: {took.size_bytes / 1e6:.1f} MB; quantized and converted in {took.quantize_s:.1f} s, "
         f"written in {took.write_s:.1f} s, loads in {took.load_s:.1f} s"
+    )
+    return 0
+
+
+def _sensitivity(options: argparse.Namespace) -> int:
+    from models.policies import Policy
+    from quant.recipes import Int8Static, Recipe
+
+    recipe = _parsed("--recipe", options.recipe, Recipe)
+    policy = _parsed("--policy", options.policy, Policy)
+    if not isinstance(recipe, Int8Static):
+        raise UserError(f"--recipe: sensitivity is that of int8_static, found {recipe.kind}")
+    if options.rows < 1:
+        raise UserError(f"--rows: must be at least 1, found {options.rows}")
+    from rich.console import Console
+
+    from models.checkpoints import load_checkpoint
+    from models.training import TrainingSpec
+    from quant.sensitivity import sensitivity, table, write_csv
+
+    checkpoint = load_checkpoint(options.checkpoint)
+    spec = TrainingSpec.model_validate(checkpoint.training["spec"])
+    data = spec.task.load(options.dataset_location, spec.seed)
+    found = sensitivity(checkpoint, spec.task, data, recipe, policy, options.rows)
+    write_csv(options.csv, found)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    console.print(table(found))
+    console.print(
+        f"{found.rows} rows of tune, {options.policy}; changes against floating point. {options.csv}: all exits."
     )
     return 0
 

@@ -71,7 +71,47 @@ class OpenVino(Config):
         return OpenVinoSession(segments, threads, stepped=self.program == "stepped")
 
 
+class OnnxRuntime(Config):
+    """ONNX Runtime's CPU kernels, for networks without exits: a peer."""
+
+    kind: Literal["onnxruntime"] = "onnxruntime"
+
+    def check(self) -> None:
+        """Refuse early where ONNX Runtime is not installed."""
+        for package in ("onnxruntime", "onnx"):
+            if importlib.util.find_spec(package) is None:
+                raise UserError(
+                    f"engine onnxruntime needs {package}, which is not installed: pip install --group peers"
+                )
+
+    def open(self, segments: Segments, threads: int) -> EngineSession:
+        """Ready the segments for building programs."""
+        from quant.engines.onnxruntime import OnnxRuntimeSession
+
+        return OnnxRuntimeSession(segments, threads)
+
+
+# The recipes that not every engine runs.
+ENGINES_OF: dict[str, tuple[str, ...]] = {
+    "bfloat16": ("eager", "inductor", "openvino"),
+    "int8_static": ("eager", "inductor", "openvino"),
+    "int8_native": ("openvino", "onnxruntime"),
+    "int8_dynamic": ("openvino", "onnxruntime"),
+}
+
+
+def cannot_run(recipe: str, engine: str, with_exits: bool) -> str | None:
+    """Why a kind of recipe does not run on a kind of engine, or None."""
+    if engine not in ENGINES_OF.get(recipe, (engine,)):
+        return f"recipe {recipe} runs on {' and '.join(ENGINES_OF[recipe])}, not on {engine}"
+    if with_exits and engine == "onnxruntime":
+        return "engine onnxruntime runs networks without exits: exits: [none]"
+    if with_exits and recipe == "int8_native":
+        return "recipe int8_native quantizes whole networks, without exits: exits: [none]"
+    return None
+
+
 Engine = Annotated[
-    Annotated[Eager | Inductor | OpenVino, Field(discriminator="kind")],
+    Annotated[Eager | Inductor | OpenVino | OnnxRuntime, Field(discriminator="kind")],
     BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value, json_schema_input_type=Any),
 ]

@@ -16,11 +16,13 @@ from models.config import UserError
 from models.policies import Policy
 from models.tasks import Task, TaskData
 from quant import artefact
+from quant.engine import cannot_run
 from quant.engines.openvino import OpenVinoSession
 from quant.graph import serving_model
 from quant.programs import unfit
-from quant.recipes import Recipe, apply_recipe, calibration_inputs
+from quant.recipes import Recipe, apply_recipe, calibration_inputs, check_fallback
 
+SERVED_OPTIONS = ("INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
 TOOLCHAIN = ("openvino", "torch", "transformers", "neural-compressor-pt")
 
 
@@ -56,7 +58,10 @@ def export(
     Raises:
         UserError: a folder in use, a policy that does not fit the task, or exits that do not fit the network.
     """
+    if problem := cannot_run(recipe.kind, "openvino", with_exits=True):
+        raise UserError(problem)
     _check(folder, checkpoint, task, policy, exits)
+    check_fallback(recipe, checkpoint.network)
     started = time.perf_counter()
     max_seq_length = checkpoint.training["spec"]["train"]["max_seq_length"]
     pad_token_id = checkpoint.network.backbone.config.pad_token_id
@@ -82,9 +87,9 @@ def export(
         "exits": list(exits),
         "num_layers": checkpoint.network.num_layers,
         "recipe": recipe.model_dump(),
-        "max_seq_length": max_seq_length,
-        "pad_token_id": pad_token_id,
-        "openvino": {"INFERENCE_PRECISION_HINT": session.options["INFERENCE_PRECISION_HINT"]},
+        "max_seq_length": checkpoint.training["spec"]["train"]["max_seq_length"],
+        "pad_token_id": checkpoint.network.backbone.config.pad_token_id,
+        "openvino": {name: session.options[name] for name in SERVED_OPTIONS if name in session.options},
         "checkpoint": {"method": checkpoint.config["method"]["kind"], "hash": checkpoint.hash},
         "toolchain": {name: version(name) for name in TOOLCHAIN},
         "files": {name: artefact.file_hash(folder / name) for name in names},

@@ -36,9 +36,11 @@ class OpenVinoSegments:
     exits: list[ov.Model]
 
 
-def splice(model: ov.Model, *sources: Any) -> list[Any]:
-    """Lay a copy of a segment's nodes after `sources` and return its outputs."""
+def splice(name: str, model: ov.Model, *sources: Any) -> list[Any]:
+    """Lay a copy of a segment's nodes, named after it, behind `sources` and return its outputs."""
     copy = model.clone()
+    for node in copy.get_ops():
+        node.set_friendly_name(f"{name}/{node.get_friendly_name()}")
     for parameter, source in zip(copy.get_parameters(), sources, strict=True):
         parameter.output(0).replace(source)
     return [result.input(0).get_source_output() for result in copy.get_results()]
@@ -54,7 +56,7 @@ def _inputs() -> list[Any]:
 def _run_layers(segments: OpenVinoSegments, hidden: Any, mask: Any, first: int, last: int) -> Any:
     """Layers `first`..`last`, counted from 1."""
     for layer in range(first, last + 1):
-        (hidden,) = splice(segments.layers[layer - 1], hidden, mask)
+        (hidden,) = splice(f"layer_{layer}", segments.layers[layer - 1], hidden, mask)
     return hidden
 
 
@@ -80,11 +82,11 @@ def _named(output: Any, name: str) -> Any:
 def recording_model(segments: OpenVinoSegments, exits: Sequence[int]) -> ov.Model:
     """All kept exits' logits, [len(exits), B, C]; with a single exit, the whole or truncated network."""
     parameters = _inputs()
-    hidden, mask = splice(segments.embeddings, *(parameter.output(0) for parameter in parameters))
+    hidden, mask = splice("embeddings", segments.embeddings, *(parameter.output(0) for parameter in parameters))
     logits, previous = [], 0
     for layer in exits:
         hidden = _run_layers(segments, hidden, mask, previous + 1, layer)
-        (exit_logits,) = splice(segments.exits[layer - 1], hidden, mask)
+        (exit_logits,) = splice(f"exit_{layer}", segments.exits[layer - 1], hidden, mask)
         logits.append(ov_ops.unsqueeze(exit_logits, ov_ops.constant(np.int64(0))))
         previous = layer
     stacked = ov_ops.concat(logits, axis=0) if len(logits) > 1 else logits[0]
@@ -122,7 +124,7 @@ def _early_exit(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int]
     for name, value in policy.dials(np.arange(1)).items():
         dials[name] = ov_ops.parameter([-1] * value.ndim, np.float32, name=name)
         dials[name].output(0).set_names({name})
-    hidden, mask = splice(segments.embeddings, *(parameter.output(0) for parameter in parameters))
+    hidden, mask = splice("embeddings", segments.embeddings, *(parameter.output(0) for parameter in parameters))
     dial_outputs = {name: dial.output(0) for name, dial in dials.items()}
     state = policy.start(OpenVinoOps(), hidden, dial_outputs)
     answer = _stage(segments, policy, list(exits), 0, hidden, mask, state, dial_outputs)
@@ -157,7 +159,7 @@ def _stage(
     """
     ops, layer = OpenVinoOps(), exits[0]
     hidden = _run_layers(segments, hidden, mask, previous + 1, layer)
-    (logits,) = splice(segments.exits[layer - 1], hidden, mask)
+    (logits,) = splice(f"exit_{layer}", segments.exits[layer - 1], hidden, mask)
     layer_column = ov_ops.constant(np.float32(layer))
     answer = ov_ops.pad(logits, _index(0, 0), _index(0, 1), "constant", layer_column).output(0)
     if len(exits) == 1:

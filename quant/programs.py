@@ -64,6 +64,9 @@ class EngineSession(Protocol):
     def recorder(self, exits: Sequence[int]) -> "Recorder": ...
     def with_exits(self, policy: Policy, exits: Sequence[int]) -> Program: ...
     def without_exits(self, layer: int) -> Program: ...
+    def precisions(self) -> dict[str, str]:
+        """Linear op -> what it was compiled to: int8, float32 or bfloat16; nothing where the engine does not say."""
+        ...
 
 
 class Recorder(Protocol):
@@ -86,6 +89,16 @@ class SteppedRecorder:
             if layer in self.exits:
                 logits.append(self.steps.exit(layer - 1, hidden, mask))
         return np.stack(logits)
+
+
+class StackedRecorder:
+    """A `Recorder` over one network without exits for each exit."""
+
+    def __init__(self, programs: Sequence[Program]):
+        self.programs = programs
+
+    def __call__(self, inputs: Inputs) -> np.ndarray:
+        return np.stack([program.run(inputs, {}).logits for program in self.programs])
 
 
 class SteppedProgram:

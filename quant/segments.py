@@ -4,9 +4,11 @@ No exporter takes data-dependent exits, so none is asked to: each segment is a p
 put the exits between them (`quant/graph.py`, `quant/programs.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -50,7 +52,9 @@ class Segments:
         layers: L modules; a shared layer (ALBERT) is one object L times.
         exits: L modules, hidden and mask -> logits [B, C].
         hidden_size, num_labels, max_length: H, C and the longest input.
-        int8: whether matrix products are quantized (as quantize / dequantize pairs in the modules).
+        int8: whether matrix products are quantized: as quantize / dequantize pairs in the modules, unless `native`.
+        native: the engine is to quantize them, and how.
+        calibration: int64 inputs [1, T] of single rows, for a native static quantizer.
         rest: the precision of everything that is not INT8.
     """
 
@@ -62,10 +66,17 @@ class Segments:
     max_length: int
     int8: bool = False
     rest: Precision = "float32"
+    native: Literal["static", "dynamic"] | None = None
+    calibration: Sequence[dict[str, np.ndarray]] = ()
 
     @property
     def num_layers(self) -> int:
         return len(self.layers)
+
+    def named(self) -> dict[str, nn.Module]:
+        """Layers, then exits, by name: `layer_1`.., `exit_1`..; a shared layer has a name for each of its depths."""
+        named = {f"layer_{i}": layer for i, layer in enumerate(self.layers, start=1)}
+        return named | {f"exit_{i}": exit_ for i, exit_ in enumerate(self.exits, start=1)}
 
     def with_rest(self, rest: Precision) -> "Segments":
         """The same segments, asking the engine for another precision."""
@@ -96,6 +107,26 @@ class Segments:
 
     def _dims(self) -> tuple[torch.export.Dim, torch.export.Dim]:
         return torch.export.Dim("batch", min=1, max=MAX_BATCH), torch.export.Dim("length", min=2, max=self.max_length)
+
+
+class Whole(nn.Module):
+    """Embeddings, the first layers and one exit in a row: the network without exits, or truncated."""
+
+    def __init__(self, segments: Segments, layer: int):
+        super().__init__()
+        self.embeddings, self.exit = segments.embeddings, segments.exits[layer - 1]
+        self.steps = segments.layers[:layer]
+
+    def forward(self, *ids: torch.Tensor) -> torch.Tensor:
+        hidden, mask = self.embeddings(*ids)
+        for step in self.steps:
+            hidden = step(hidden, mask)
+        return self.exit(hidden, mask)
+
+
+def op_name(path: str) -> str:
+    """A module's path inside its segment, such as `attention.self.query`: what users and records call an op."""
+    return path.removeprefix("layer.")
 
 
 def cut(network: MultiExitNetwork) -> Segments:

@@ -62,6 +62,7 @@ SPEED = {
     "p95_ms": "95th percentile of the milliseconds of a batch",
     "throughput_per_s": "examples per second",
     "size_mb": "weights and graph on disk, in millions of bytes",
+    "int8_share": "share of the linear ops that run in INT8, as the compiled network with all its exits says",
     "build_seconds": "to quantize, convert and compile",
     "exit_efficiency": "speedup_no_exit / (L / mean_exit_layer): 1 where skipped layers turn fully into time",
     "exit_overhead": "exits that never fire: seconds over those of the same network without exits, less 1",

@@ -10,8 +10,15 @@ from matplotlib.figure import Figure
 # Okabe and Ito's palette, told apart with any colour vision; black and yellow left out.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
 METHODS = ["pabee", "deebert", "fastbert", "romebert"]
-MARKERS = {"float32": "o", "bfloat16": "s", "float16": "D", "int8_static": "^", "int8_dynamic": "v"}
-LINES = {"float32": ":", "bfloat16": "-.", "float16": "-.", "int8_static": "-", "int8_dynamic": "--"}
+MARKERS = {"float32": "o", "bfloat16": "s", "float16": "D", "int8_static": "^", "int8_native": "P", "int8_dynamic": "v"}
+LINES = {
+    "float32": ":",
+    "bfloat16": "-.",
+    "float16": "-.",
+    "int8_static": "-",
+    "int8_native": (0, (5, 1)),
+    "int8_dynamic": "--",
+}
 SPARE_MARKERS = "Phd<>p"
 STYLE: Any = {
     "axes.grid": True,

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.records import RunRecord
 
-RECIPE_ORDER = ["float32", "bfloat16", "float16", "int8_static", "int8_dynamic"]
+RECIPE_ORDER = ["float32", "bfloat16", "float16", "int8_static", "int8_native", "int8_dynamic"]
 ROLE_ORDER = ["no exits", "truncated", "exits never fire", "fixed exit", "early exit", "timing only"]
 
 

@@ -26,6 +26,7 @@ def caveats(runs: Runs, rows: list[Row]) -> list[str]:
         *_scores(rows),
         *_checkpoints(records),
         *_calibration(records),
+        *_coverage(runs, rows),
         *_baselines(runs, rows),
         *_grades(rows),
         *_parity(rows),
@@ -132,6 +133,17 @@ def _calibration(records: list[RunRecord]) -> list[str]:
         (given.rows, given.split, given.seed): None for record in records if (given := record.calibration) is not None
     }
     return [f"INT8 calibrated on {rows} rows of {split} (seed {seed})." for rows, split, seed in found]
+
+
+def _coverage(runs: Runs, rows: list[Row]) -> list[str]:
+    """What each INT8 recipe came to, as compiled; ops that run in other numbers are named."""
+    lines = []
+    for row in rows:
+        if (found := runs.records[row["run_id"]].coverage) is not None:
+            others = "; ".join(f"{name} in {what}" for name, what in found.others.items())
+            line = f"{row['recipe']} on {row['engine']}: {found.int8_ops} of {found.linear_ops} linear ops run in INT8"
+            lines.append(f"{line} ({others})." if others else f"{line}.")
+    return list(dict.fromkeys(lines))
 
 
 def _baselines(runs: Runs, rows: list[Row]) -> list[str]:

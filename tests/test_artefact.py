@@ -21,7 +21,7 @@ from quant.__main__ import main
 from quant.artefact import ArtefactError, EarlyExitModel
 from quant.engine import OpenVino
 from quant.export import export
-from quant.recipes import Float32, Int8Static, apply_recipe
+from quant.recipes import Float32, Int8Dynamic, Int8Native, Int8Static, apply_recipe
 from tests import tiny
 
 ROWS = 12
@@ -93,6 +93,21 @@ def test_int8_is_what_the_engine_runs(checkpoint: Checkpoint, tmp_path: Path, te
     live = session.with_exits(policy, exits).run(arrays(checkpoint, texts), policy.dials(np.arange(ROWS)))
     np.testing.assert_array_equal(found.exit_layer, live.exit_layer)
     assert found.labels == [tiny.task().label_names[i] for i in live.logits.argmax(-1)]
+
+
+def test_dynamic_int8_is_served_as_measured(checkpoint: Checkpoint, tmp_path: Path, texts: list[str]):
+    export(tmp_path / "served", checkpoint, tiny.task(), None, Int8Dynamic(), POLICY, EXITS)
+    served = EarlyExitModel.load(tmp_path / "served")
+    assert served.description["openvino"]["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "32"
+    session = OpenVino().open(apply_recipe(Int8Dynamic(), checkpoint.network), 1)
+    live = session.with_exits(POLICY, EXITS).run(arrays(checkpoint, texts), POLICY.dials(np.arange(ROWS)))
+    np.testing.assert_array_equal(served.predict(texts).exit_layer, live.exit_layer)
+
+
+def test_a_recipe_for_whole_networks_is_not_exported(checkpoint: Checkpoint, tmp_path: Path):
+    with pytest.raises(UserError, match="recipe int8_native quantizes whole networks, without exits"):
+        export(tmp_path / "served", checkpoint, tiny.task(), None, Int8Native(), POLICY, EXITS)
+    assert not (tmp_path / "served").exists()
 
 
 def test_it_serves_without_torch(folder: Path, texts: list[str], tmp_path: Path):

@@ -210,6 +210,10 @@ BAD = {
         {"tasks": ["stsb"], "policies": [{"kind": "entropy", "threshold": 0.5}]},
     ),
     "layer beyond the last": Bad("layer 3 is beyond the network's 2", {"policies": [{"kind": "fixed", "layer": 3}]}),
+    "fallback that matches nothing": Bad(
+        "fallback: 'layer_3' matches nothing; there are layer_1 to layer_2 .*; did you mean 'layer_2'",
+        {"recipes": [{"kind": "int8_static", "fallback": ["exit_*", "layer_3"]}]},
+    ),
     "unknown backbone": Bad(
         "backbone 'no/such-backbone' is neither a readable local folder, a reachable hub model nor a known short name",
         {"checkpoints": [{"method": "pabee", "backbone": "no/such-backbone"}]},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.records import Parity, examples_path, timings_path, write_columns
+from benchmarks.records import Coverage, Parity, examples_path, timings_path, write_columns
 from benchmarks.statistics import proportion_interval, ratio_interval
 from models.config import UserError
 from reports import columns, labels, tables
@@ -225,6 +225,31 @@ def test_parity(tmp_path: Path):
     assert any(line.startswith("INVALID: pabee") and "1 of 8" in line for line in lines)
     choice = only_choice(tmp_path)
     assert (choice.answers["early exit"].run["run_id"], choice.invalid) == ("good", 1)
+
+
+@pytest.mark.parametrize("kind", ["int8_native", "int8_dynamic"])
+def test_a_faster_peer_of_another_engine_is_the_int8_baseline(tmp_path: Path, kind: str):
+    add(tmp_path, record("int8", recipe=INT8), 4.0)
+    add(tmp_path, record("peer", recipe={"kind": kind}, engine="onnxruntime"), 2.0)
+    add(tmp_path, early("early", recipe=INT8), 1.0)
+    row = rows_of(tmp_path)["early"]
+    assert (row["speedup_best_int8_over"], row["speedup_best_int8"]) == ("peer", pytest.approx(2.0))
+    assert only_choice(tmp_path).answers["int8"].run["run_id"] == "peer"
+
+
+def test_int8_coverage(tmp_path: Path):
+    others = {"exit_4": "float32: fallback exit_4", "layer_1.output.dense": "float32: the engine's choice"}
+    coverage = Coverage(int8_ops=27, linear_ops=30, others=others)
+    for name in ("a", "b"):
+        add(tmp_path, record(name, recipe=INT8, coverage=coverage), 1.0)
+    add(tmp_path, record("fp32"), 2.0)
+    rows = rows_of(tmp_path)
+    assert {name: row["int8_share"] for name, row in rows.items()} == {"a": 0.9, "b": 0.9, "fp32": None}
+    lines = header_notes(apply_floor(load_runs(tmp_path)), list(rows.values()))
+    assert [line for line in lines if "linear ops" in line] == [
+        "int8_static(kl) on openvino: 27 of 30 linear ops run in INT8 (exit_4 in float32: fallback exit_4; "
+        "layer_1.output.dense in float32: the engine's choice)."
+    ]
 
 
 def test_frame_has_the_documented_columns_and_a_stable_order(folder: Path, tmp_path_factory: pytest.TempPathFactory):

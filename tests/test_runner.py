@@ -21,6 +21,7 @@ import benchmarks.worker as worker
 from benchmarks.__main__ import main
 from benchmarks.expansion import expand
 from benchmarks.records import (
+    Coverage,
     RunRecord,
     append_record,
     examples_path,
@@ -141,6 +142,8 @@ def test_records_say_what_ran(records: list[RunRecord]):
         assert record.exits == ([1, 2] if record.with_exits else [record.policy["layer"] or 2])
         assert record.shape["threads"] == 1
         assert (record.calibration is not None) == int8
+        ops = 2 * (6 + 2)
+        assert record.coverage == (Coverage(int8_ops=ops, linear_ops=ops, others={}) if int8 else None)
         assert record.size_bytes is not None
         assert record.size_bytes > 0
         assert record.build_seconds is not None

@@ -136,7 +136,10 @@ def test_a_list_of_lists_is_the_grid_where_a_key_holds_a_list(tmp_path: Path):
         ),
         ({"checkpoints": [{"method": "pabee"}]}, "checkpoints.0: a checkpoint is folder: alone"),
         ({"checkpoints": [{"folder": "x", "method": "pabee"}]}, "checkpoints.0: a checkpoint is folder: alone"),
-        ({"recipes": ["int8"]}, "recipes.0: unknown kind 'int8'; allowed: float32, bfloat16, int8_static"),
+        (
+            {"recipes": ["int8"]},
+            "recipes.0: unknown kind 'int8'; allowed: float32, bfloat16, int8_static, int8_native, int8_dynamic",
+        ),
         (
             {"recipes": ["float32", {"kind": "int8_static", "observer": "kll"}]},
             "recipes.1.observer: input should be 'minmax' or 'kl', found 'kll'; did you mean 'kl'?",
@@ -247,6 +250,22 @@ def test_cases_are_readable_and_stable(tmp_path: Path):
     assert run.case == (
         "synthetic/ck/int8_static-kl-64-s42-bfloat16/openvino-stepped/exits-2.4/entropy-0.05/b8-max_length-32-2t"
     )
+
+
+def test_int8_options_are_in_the_case_where_they_are_not_the_default(tmp_path: Path):
+    options: dict[str, Any] = {"activations": ["asymmetric", "symmetric"], "weights": ["per_channel", "per_tensor"]}
+    options["fallback"] = [[], ["layer_4", "exit_*"]]
+    found = {run.case.split("/")[2] for run in runs(tmp_path, recipes=[{"kind": "int8_static", **options}])}
+    names = ["", "-symmetric", "-per_tensor", "-symmetric-per_tensor"]
+    expected = {f"int8_static-minmax-128-s42-float32{name}" for name in names}
+    assert found == expected | {f"{name}-fallback-layer_4,exit_*" for name in expected}
+
+
+def test_a_fallback_is_one_list_and_not_a_grid(tmp_path: Path):
+    suite = parse(tmp_path, recipes=[{"kind": "int8_static", "fallback": ["layer_2", "exit_*"]}])
+    assert [recipe.model_dump()["fallback"] for recipe in suite.recipes] == [["layer_2", "exit_*"]]
+    # Layers that a pattern names by number may be cut off at toy size.
+    assert [recipe.model_dump()["fallback"] for recipe in suite.smoke().recipes] == [["exit_*"]]
 
 
 def test_near_dials_are_different_cases(tmp_path: Path):
@@ -362,6 +381,52 @@ def test_smoke_leaves_layers_for_the_exits_it_keeps(tmp_path: Path, exits: list[
     layers = layers_of(suite.checkpoints[0])
     assert layers >= exits[-1]
     assert expand(suite, suite.tasks[0], "ck", layers)
+
+
+# Products that cannot run
+
+
+@pytest.mark.parametrize(
+    ("recipe", "engine", "exits", "message"),
+    [
+        (
+            "int8_static",
+            "onnxruntime",
+            "none",
+            "recipe int8_static runs on eager and inductor and openvino, not on onnx",
+        ),
+        ("bfloat16", "onnxruntime", "none", "recipe bfloat16 runs on .*, not on onnxruntime; remove it, or set"),
+        ("int8_dynamic", "inductor", "all", "recipe int8_dynamic runs on openvino and onnxruntime, not on inductor"),
+        ("int8_native", "openvino", "all", "recipe int8_native quantizes whole networks, without exits"),
+        ("float32", "onnxruntime", "all", "engine onnxruntime runs networks without exits"),
+    ],
+)
+def test_products_of_recipe_engine_and_exits_that_cannot_run(
+    tmp_path: Path, recipe: str, engine: str, exits: str, message: str
+):
+    given: dict[str, Any] = {"recipes": [recipe], "engines": [engine], "exits": [exits]}
+    with pytest.raises(UserError, match=message):
+        runs(tmp_path, **given)
+    assert runs(tmp_path, **given, on_unsupported="skip") == []
+
+
+def test_peers_run_beside_early_exit(tmp_path: Path):
+    recipes = ["float32", "int8_static", {"kind": "int8_native", "calibration_rows": 16}, "int8_dynamic"]
+    found = runs(
+        tmp_path,
+        recipes=recipes,
+        engines=["openvino", "onnxruntime"],
+        policies=["full_depth", {"kind": "patience", "patience": 1}],
+        on_unsupported="skip",
+    )
+    by_engine = {
+        engine: {run.recipe.kind for run in found if run.engine.kind == engine}
+        for engine in ("openvino", "onnxruntime")
+    }
+    assert by_engine["openvino"] == {"float32", "int8_static", "int8_native", "int8_dynamic"}
+    assert by_engine["onnxruntime"] == {"float32", "int8_native", "int8_dynamic"}
+    assert {run.recipe.kind for run in found if run.with_exits} == {"float32", "int8_static", "int8_dynamic"}
+    assert "int8_native-16-s42" in {run.case.split("/")[2] for run in found}
 
 
 # Layers

@@ -2,6 +2,8 @@
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,10 +12,15 @@ import openvino as ov
 import torch
 from torch import nn
 
+from models.config import UserError
 from models.policies import Policy
 from quant.graph import EXIT_LAYER, LOGITS, OpenVinoSegments, exit_model, recording_model
-from quant.programs import Dials, ExitOutput, Inputs, Program, Recorder, SteppedProgram
-from quant.segments import INPUT_NAMES, Segments
+from quant.programs import Dials, ExitOutput, Inputs, Program, Recorder, StackedRecorder, SteppedProgram
+from quant.segments import INPUT_NAMES, Segments, op_name
+
+# Values of a token that share a scale in dynamic INT8: the smallest that kernels take, and their default.
+GROUP_SIZE = "32"
+PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "u8": "int8", "i8": "int8"}
 
 
 class OpenVinoSession:
@@ -29,7 +36,10 @@ class OpenVinoSession:
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": "NO",
         }
-        self.int8 = segments.int8
+        self.int8, self.native, self.calibration = segments.int8, segments.native, segments.calibration
+        if self.native == "dynamic":
+            self.segments = _weights_to_int8(self.segments)
+            self.options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP_SIZE
         self._steps: OpenVinoSteps | None = None
 
     def compile(self, model: ov.Model) -> tuple[ov.CompiledModel, int]:
@@ -43,7 +53,7 @@ class OpenVinoSession:
     def precision(self, compiled: ov.CompiledModel) -> str:
         """What the compiled model reports, with `int8` where INT8 kernels were chosen."""
         reported = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
-        rest = {"f32": "float32", "bf16": "bfloat16"}.get(reported, reported)
+        rest = PRECISIONS.get(reported, reported)
         return f"int8+{rest}" if self.int8 else rest
 
     def steps(self) -> "OpenVinoSteps":
@@ -53,11 +63,30 @@ class OpenVinoSession:
         return self._steps
 
     def recorder(self, exits: Sequence[int]) -> Recorder:
-        """All kept exits' logits from one graph (stepped: from compiled segments)."""
-        return _GraphRecorder(self.compile(recording_model(self.segments, exits))[0])
+        """All kept exits' logits from one graph; where whole networks are quantized, from one for each exit."""
+        if self.native == "static":
+            return StackedRecorder([self.without_exits(layer) for layer in exits])
+        return self.recorder_of(self.segments, exits)
+
+    def recorder_of(self, segments: OpenVinoSegments, exits: Sequence[int]) -> Recorder:
+        """The same over other segments than the session's own."""
+        return _GraphRecorder(self.compile(recording_model(segments, exits))[0])
+
+    def network(self, exits: Sequence[int]) -> ov.Model:
+        """The network without an `If`, quantized as a whole by NNCF where the recipe says so."""
+        model = recording_model(self.segments, exits)
+        if self.native != "static":
+            return model
+        import nncf
+
+        rows, kind = nncf.Dataset(self.calibration), nncf.ModelType.TRANSFORMER
+        with redirect_stdout(StringIO()):  # its progress bars
+            return nncf.quantize(model, rows, model_type=kind, subset_size=len(self.calibration))
 
     def with_exits(self, policy: Policy, exits: Sequence[int]) -> Program:
         """A `GraphProgram`, or the stepped program where the engine says so."""
+        if self.native == "static":
+            raise UserError("recipe int8_native quantizes whole networks, without exits: exits: [none]")
         if self.stepped:
             steps = self.steps()
             return SteppedProgram(steps, policy, exits, steps.precision, steps.size_bytes)
@@ -66,8 +95,33 @@ class OpenVinoSession:
 
     def without_exits(self, layer: int) -> Program:
         """The network up to `layer` and its exit, as one graph."""
-        compiled, size = self.compile(recording_model(self.segments, [layer]))
+        compiled, size = self.compile(self.network([layer]))
         return GraphProgram(compiled, "single", layer, self.precision(compiled), size)
+
+    def precisions(self) -> dict[str, str]:
+        """Read from the network with all its exits, compiled without an `If`, whose bodies OpenVINO does not show.
+
+        Fusion may leave a node without its op's name; ops that are not found by name are what those nodes are, if
+        these agree, and else `unknown`.
+        """
+        if self.native == "dynamic":
+            return {}  # the compiled model names the type of the weights alone
+        model = self.network(range(1, len(self.segments.exits) + 1))
+        ops = {
+            op
+            for node in model.get_ops()
+            if node.get_type_name() == "MatMul" and (op := _op_of(node.get_friendly_name()))
+        }
+        found, nameless = {}, set()
+        for node in self.compile(model)[0].get_runtime_model().get_ops():
+            info = {key: value.astype(str) for key, value in node.get_rt_info().items()}
+            if info.get("layerType") != "FullyConnected":
+                continue
+            precision = PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"])
+            named = ops & {_op_of(name) for name in info["originalLayersNames"].split(",")}
+            found |= dict.fromkeys(named, precision)
+            nameless |= set() if named else {precision}
+        return dict.fromkeys(ops, nameless.pop() if len(nameless) == 1 else "unknown") | found
 
 
 class GraphProgram:
@@ -141,6 +195,40 @@ def convert(segments: Segments) -> OpenVinoSegments:
     )
 
 
+def _weights_to_int8(segments: OpenVinoSegments) -> OpenVinoSegments:
+    """Weights as symmetric INT8, a scale for each channel; kernels then quantize activations in groups as they come."""
+    import nncf
+
+    parts = {id(model): model for model in [segments.embeddings, *segments.layers, *segments.exits]}
+    with redirect_stdout(StringIO()):  # its progress bars
+        made = {
+            key: nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM) for key, model in parts.items()
+        }
+    return OpenVinoSegments(
+        made[id(segments.embeddings)],
+        [made[id(layer)] for layer in segments.layers],
+        [made[id(exit_)] for exit_ in segments.exits],
+    )
+
+
 def _convert(module: nn.Module, inputs: tuple[torch.Tensor, ...], dynamic_shapes: Any) -> ov.Model:
+    """One segment; the nodes of a linear op are named `<its path>/linear/...`."""
     with torch.no_grad():
-        return ov.convert_model(torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes))
+        exported = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
+    model = ov.convert_model(exported)
+    paths = {
+        node.name: next(reversed(node.meta["nn_module_stack"].values()))[0]
+        for node in exported.graph.nodes
+        if node.target == torch.ops.aten.linear.default
+    }
+    for node in model.get_ops():
+        first, _, rest = node.get_friendly_name().partition("/")
+        if first in paths:
+            node.set_friendly_name(f"{op_name(paths[first])}/linear/{rest}")
+    return model
+
+
+def _op_of(name: str) -> str | None:
+    """`layer_1/output.dense/linear/...` -> `layer_1.output.dense`; None for a node of no linear op."""
+    parts = name.split("/")
+    return ".".join(parts[:2]) if parts[2:3] == ["linear"] else None

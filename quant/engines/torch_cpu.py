@@ -14,25 +14,10 @@ from torch import nn
 
 from models.policies import Policy
 from quant.programs import Dials, ExitOutput, Inputs, Program, Recorder, SteppedProgram, SteppedRecorder
-from quant.segments import INPUT_NAMES, Segments
+from quant.segments import INPUT_NAMES, Segments, Whole
 
 # One compiled variant for batch 1, one for other batches, for each of up to 48 layers and exits.
 RECOMPILE_LIMIT = 256
-
-
-class Whole(nn.Module):
-    """Embeddings, the first layers and one exit in a row: the network without exits, or truncated."""
-
-    def __init__(self, segments: Segments, layer: int):
-        super().__init__()
-        self.embeddings, self.exit = segments.embeddings, segments.exits[layer - 1]
-        self.steps = segments.layers[:layer]
-
-    def forward(self, *ids: torch.Tensor) -> torch.Tensor:
-        hidden, mask = self.embeddings(*ids)
-        for step in self.steps:
-            hidden = step(hidden, mask)
-        return self.exit(hidden, mask)
 
 
 class TorchSession:
@@ -79,6 +64,10 @@ class TorchSession:
     def without_exits(self, layer: int) -> Program:
         """The network up to `layer` and its exit, as one module."""
         return SingleProgram(self, layer)
+
+    def precisions(self) -> dict[str, str]:
+        """PyTorch does not say what it compiled."""
+        return {}
 
 
 class TorchSteps:
