@@ -47,9 +47,10 @@ class WorkerBench:
 
     def record(self, run: RunSpec) -> np.ndarray:
         """See `Bench`. Recordings are kept on disk, so a resumed tuning makes none again."""
-        path = recording_path(self.session.output, recording_id(self.session, run))
+        exits = range(1, self.session.member(run).checkpoint.network.num_layers + 1)
+        path = recording_path(self.session.output, recording_id(self.session, run, exits))
         if not path.exists():
-            save_recording(path, self._call(run, "record", run.shape))
+            save_recording(path, self._call(run, "record", run.shape, exits), exits)
         with np.load(path) as recorded:
             return recorded["tune"]
 

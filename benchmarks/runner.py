@@ -8,7 +8,7 @@ the same machine.
 import hashlib
 import itertools
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -51,6 +51,7 @@ class _Measured:
     spec: RunSpec
     run_id: str
     error: str | None = None
+    recording: str | None = None
     built: Built | None = None
     index: int = -1
     parity: Parity | None = None
@@ -149,14 +150,17 @@ def _measure_shape(
         say(f"  {shape.label}  {' on '.join(key[1:])}{_of(session, key)}: quantize, record, build")
         try:
             open_seconds[key] = worker.answer()
-            recorded = worker("record", shape)
+            exits = sorted({layer for run in mine for layer in deciding_exits(run.spec)})
+            recorded = worker("record", shape, exits)
         except WorkerError as error:
             for run in mine:
                 run.error = str(error)
             continue
-        save_recording(recording_path(session.output, recording_id(session, mine[0].spec)), recorded)
+        recording = recording_id(session, mine[0].spec, exits)
+        save_recording(recording_path(session.output, recording), recorded, exits)
         for run in mine:
-            _replay_and_build(session, run, recorded, encoded["dev"].lengths, worker, timed)
+            run.recording = recording
+            _replay_and_build(session, run, recorded, exits, encoded["dev"].lengths, worker, timed)
         for index, run in enumerate(run for run in mine if run.built is not None):
             run.index = index
     _time(session, shape, len(timed), workers, [run for run in runs if run.error is None])
@@ -186,26 +190,30 @@ def _of(session: Session, key: Key) -> str:
     return "" if member.truncates is None else f" ({member.checkpoint.network.num_layers} of {member.depth} layers)"
 
 
-def recording_id(session: Session, run: RunSpec) -> str:
-    """What runs share that are replayed from one recording pass."""
-    text = "|".join([session.member(run).checkpoint.hash, *worker_key(run), run.shape.label])
+def recording_id(session: Session, run: RunSpec, exits: Sequence[int]) -> str:
+    """What runs share that are replayed from one recording pass of these exits."""
+    text = "|".join([session.member(run).checkpoint.hash, *worker_key(run), run.shape.label, *map(str, exits)])
     return hashlib.sha256((text + session.data.data_hash).encode()).hexdigest()[:16]
 
 
-def save_recording(path: Path, recorded: dict[str, np.ndarray]) -> None:
-    """Write the logits [L, N, C] of every split, whole or not at all."""
+def save_recording(path: Path, recorded: dict[str, np.ndarray], exits: Sequence[int]) -> None:
+    """Write the logits [len(exits), N, C] of every split, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp.npz")
-    num_layers = len(next(iter(recorded.values())))
-    arrays: Any = recorded | {"exits": np.arange(1, num_layers + 1)}
+    arrays: Any = recorded | {"exits": np.array(exits)}
     np.savez(unfinished, **arrays)
     unfinished.replace(path)
 
 
-def replay_run(run: RunSpec, logits: np.ndarray) -> Replayed:
-    """A run's answers from recorded logits of every exit, [L, N, C]."""
-    exits = run.exits[-1:] if run.policy.kind == "fixed" else run.exits  # whatever the exits, the last kept one answers
-    return replay(run.policy, logits[[layer - 1 for layer in exits]], exits)
+def deciding_exits(run: RunSpec) -> tuple[int, ...]:
+    """The exits whose logits decide a run's answers: of `fixed`, whatever is kept, only the last."""
+    return run.exits[-1:] if run.policy.kind == "fixed" else run.exits
+
+
+def replay_run(run: RunSpec, logits: np.ndarray, exits: Sequence[int]) -> Replayed:
+    """A run's answers from the recorded logits of `exits`, [len(exits), N, C]."""
+    deciding = deciding_exits(run)
+    return replay(run.policy, logits[[exits.index(layer) for layer in deciding]], deciding)
 
 
 def predictions_of(task: Task, logits: np.ndarray) -> np.ndarray:
@@ -217,6 +225,7 @@ def _replay_and_build(
     session: Session,
     run: _Measured,
     recorded: dict[str, np.ndarray],
+    exits: Sequence[int],
     lengths: np.ndarray,
     worker: Worker,
     timed: list[int],
@@ -224,7 +233,7 @@ def _replay_and_build(
     """Scores and exits by replay, the live program, and how well the two agree on the timed rows."""
     spec, layers = run.spec, session.member(run.spec).depth
     try:
-        replayed = {split: replay_run(spec, logits) for split, logits in recorded.items()}
+        replayed = {split: replay_run(spec, logits, exits) for split, logits in recorded.items()}
         run.built = worker("build", spec, timed)
     except (WorkerError, UserError) as error:
         run.error = str(error)
@@ -312,7 +321,7 @@ def _record(
         exits=list(spec.exits),
         policy=spec.policy.model_dump(),
         shape=spec.shape.model_dump() | {"threads": spec.shape.thread_count},
-        recording=recording_id(session, spec) if ok else None,
+        recording=run.recording if ok else None,
         program=built.kind if built and ok else None,  # pyright: ignore[reportArgumentType]
         precision=built.precision if built and ok else None,
         size_bytes=built.size_bytes if built and ok else None,

@@ -15,8 +15,8 @@ from benchmarks.suite import SMOKE_ROWS, CheckpointSpec, RunSpec, Suite, layers_
 from models.checkpoints import Checkpoint, load_checkpoint
 from models.config import UserError
 from models.tasks import Task, TaskData
-from models.training import TrainingSpec, fine_tune
-from quant.recipes import Calibrated, Recipe, calibration_indices, check_fallback
+from models.training import TrainingSpec, fine_tune, start_network
+from quant.recipes import Calibrated, Int8Static, Recipe, calibration_indices, check_fallback
 
 Say = Callable[[str], None]
 
@@ -105,6 +105,7 @@ def sessions(
     for task, spec, num_layers in planned:  # refuse products that cannot run before hours of training
         check_fewer_layers(spec, num_layers)
         expand(suite, task, "", num_layers)
+        _check_fallbacks(suite, task, spec)
     for engine in suite.engines:
         engine.check()
     any_runs = False
@@ -123,8 +124,7 @@ def sessions(
                 fine_tune(training, data, folder)
             checkpoint = load_checkpoint(folder)
             truncates = None if folder == folders[0][0] else num_layers
-            # Fewer layers need not have all that a recipe names.
-            _check_fits(task, folder, checkpoint, suite.recipes if truncates is None else [])
+            _check_fits(task, folder, checkpoint)
             members[folder.name] = Member(folder, checkpoint, truncates)
         say(f"{task.name}: {', '.join(members)}, {len(runs)} runs")
         yield Session(suite, task, _few(data) if smoke else data, members, runs, output)
@@ -148,7 +148,17 @@ def _few(data: TaskData) -> TaskData:
     return TaskData(splits=splits, data_hash=data.data_hash + "-smoke", counts=counts)
 
 
-def _check_fits(task: Task, folder: Path, checkpoint: Checkpoint, recipes: list[Recipe]) -> None:
+def _check_fallbacks(suite: Suite, task: Task, spec: CheckpointSpec) -> None:
+    """Refuse patterns that match nothing in the network; its fewer layers need not have all that is named."""
+    if not any(isinstance(recipe, Int8Static) and recipe.fallback for recipe in suite.recipes):
+        return
+    trained = load_checkpoint(Path(spec.folder)).network if spec.folder is not None else None
+    network = trained or start_network(spec.training(task, suite.seed))[0]
+    for recipe in suite.recipes:
+        check_fallback(recipe, network)
+
+
+def _check_fits(task: Task, folder: Path, checkpoint: Checkpoint) -> None:
     trained_on = checkpoint.config["task"]
     if checkpoint.network.num_labels != task.num_labels or trained_on["kind"] != task.kind:
         raise UserError(
@@ -157,8 +167,6 @@ def _check_fits(task: Task, folder: Path, checkpoint: Checkpoint, recipes: list[
         )
     if not all(torch.isfinite(parameter).all() for parameter in checkpoint.network.parameters()):
         raise UserError(f"checkpoint {str(folder)!r} holds weights that are NaN or infinite: train it again")
-    for recipe in recipes:
-        check_fallback(recipe, checkpoint.network)
 
 
 def max_length(session: Session) -> int:

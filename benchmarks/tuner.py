@@ -258,7 +258,7 @@ def best_dial(candidates: list[Candidate], floor: float, tuning: Tuning) -> Cand
 
 
 def _replayed(tuning: Tuning, run: RunSpec, logits: np.ndarray, labels: np.ndarray) -> Candidate:
-    answer, task = replay_run(run, logits), tuning.model.task
+    answer, task = replay_run(run, logits, range(1, len(logits) + 1)), tuning.model.task
     score = task.metrics(labels, predictions_of(task, answer.logits))[tuning.metric]
     return Candidate(run, score, np.bincount(answer.exit_layer, minlength=len(logits) + 1)[1:].tolist())
 

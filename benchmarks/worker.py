@@ -61,7 +61,7 @@ class Built(NamedTuple):
     build_seconds: float
     warmup_seconds: float
     output: ExitOutput
-    coverage: Coverage | None
+    coverage: Coverage | None = None
 
 
 @dataclass
@@ -109,7 +109,6 @@ class _Service:
         checkpoint = load_checkpoint(spec.checkpoint)
         segments = apply_recipe(spec.recipe, checkpoint.network, spec.calibration)
         self.session: EngineSession = spec.engine.open(segments, spec.threads)
-        self.num_layers = segments.num_layers
         self.programs: dict[Any, tuple[Program, float]] = {}
         self.recorders: dict[tuple[int, ...], Any] = {}
         self.runs: list[_Run] = []
@@ -122,11 +121,12 @@ class _Service:
         """Seconds to load, quantize and convert."""
         return self.open_seconds
 
-    def record(self, shape: Shape) -> dict[str, np.ndarray]:
-        """Logits of every exit, split -> [L, N, C], at this shape."""
-        exits = tuple(range(1, self.num_layers + 1))
-        recorder = self.recorders.setdefault(exits, None) or self.session.recorder(exits)
-        self.recorders[exits] = recorder
+    def record(self, shape: Shape, exits: Sequence[int]) -> dict[str, np.ndarray]:
+        """Logits of these exits, split -> [len(exits), N, C], at this shape."""
+        key = tuple(exits)
+        if key not in self.recorders:
+            self.recorders[key] = self.session.recorder(key)
+        recorder = self.recorders[key]
         recorded = {}
         for split, encoded in self.spec.splits.items():
             batches = batches_of(encoded, range(len(encoded)), shape, self.spec)

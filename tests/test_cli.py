@@ -324,12 +324,21 @@ def test_no_compiler(call: Callable[..., Said], tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "checkpoints").exists()  # said before hours of training
 
 
-def test_engine_not_installed(call: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("engine", "package", "message"),
+    [
+        ("openvino", "openvino", "engine openvino is not installed: pip install openvino"),
+        ("onnxruntime", "onnx", "engine onnxruntime needs onnx, which is not installed: pip install --group peers"),
+    ],
+)
+def test_engine_not_installed(
+    call: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, package: str, message: str
+):
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "openvino" else found(name))
-    said = run_beside_records(call, suites.write(tmp_path), tmp_path)
-    assert "engine openvino is not installed: pip install openvino" in said.err
-    assert call("depths") == Said(2, "", said.err)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == package else found(name))
+    said = run_beside_records(call, suites.write(tmp_path, engines=[engine], exits=["none"]), tmp_path)
+    assert message in said.err
+    assert engine == "onnxruntime" or call("depths") == Said(2, "", said.err)
 
 
 @pytest.mark.parametrize("output", ["file", "file/below"])

@@ -27,13 +27,13 @@ OPEN["onnxruntime"] = lambda segments: OnnxRuntimeSession(segments, 1)  # pyrigh
 
 @cache
 def network(family: str) -> tiny.MultiExitNetwork:
-    """Wide enough for a group of dynamic quantization."""
+    """Wide enough for two groups of dynamic quantization."""
     body = tiny.backbone(family, num_layers=LAYERS, hidden_size=64, intermediate_size=96)
     return tiny.with_exits(body, tiny.FASTBERT if family == "albert" else tiny.PABEE, num_labels=3)
 
 
 @cache
-def opened(engine: str, recipe: Any, family: str = "bert") -> Any:
+def opened(engine: str, recipe: Any, family: str) -> Any:
     calibration = tiny.batches(tiny.encoded(12, seed=6), 1, family)
     return OPEN[engine](apply_recipe(recipe, network(family), calibration))
 
@@ -68,7 +68,7 @@ def test_quantized_networks_answer_nearly_as_float32(engine: str, recipe: Any):
     likeness = np.corrcoef(logits.ravel(), expected().ravel())[0, 1]
     assert 0.95 < likeness < 0.999999
     for layer in EXITS:
-        program = opened(engine, recipe).without_exits(layer)
+        program = opened(engine, recipe, "bert").without_exits(layer)
         alone = np.concatenate([program.run(batch, {}).logits for batch in batches(1)])
         np.testing.assert_allclose(alone, logits[layer - 1], atol=1e-4)
         assert program.precision == "int8+float32"
@@ -79,20 +79,20 @@ def test_onnx_graphs_hold_the_operators_of_their_recipe(tmp_path: Path):
         (Int8Dynamic(), {"DynamicQuantizeLinear", "MatMulInteger"}),
         (Int8Native(), {"QuantizeLinear", "DequantizeLinear"}),
     ):
-        session = opened("onnxruntime", recipe)
+        session = opened("onnxruntime", recipe, "bert")
         _export(session.segments, LAYERS, tmp_path / "network.onnx")
         graph = onnx.load(session._quantized(tmp_path / "network.onnx")).graph
         assert operators <= {node.op_type for node in graph.node}
 
 
 def test_nncf_puts_every_linear_op_into_int8():
-    found = opened("openvino", Int8Native()).precisions()
+    found = opened("openvino", Int8Native(), "bert").precisions()
     assert set(found.values()) == {"int8"}
     assert len(found) == LAYERS * (6 + 2)
 
 
 def test_dynamic_int8_on_openvino_quantizes_activations_and_not_only_weights():
-    session = opened("openvino", Int8Dynamic())
+    session = opened("openvino", Int8Dynamic(), "bert")
     grouped = recorded("openvino", Int8Dynamic(), 1)
     session.options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
     weights_only = recorded("openvino", Int8Dynamic(), 1)
@@ -107,7 +107,7 @@ def test_dynamic_int8_on_openvino_leaves_early_and_does_not_depend_on_the_batch(
     logits, policy = recorded("openvino", Int8Dynamic(), 1), Entropy(threshold=0.5)
     answer = replay(policy, logits, EXITS)
     assert len(set(answer.exit_layer)) == 2
-    program = opened("openvino", Int8Dynamic()).with_exits(policy, EXITS)
+    program = opened("openvino", Int8Dynamic(), "bert").with_exits(policy, EXITS)
     for size in (1, 8):
         outputs = [program.run(batch, policy.dials(np.arange(1))) for batch in batches(size)]
         sure = answer.margin > 1e-3
@@ -124,4 +124,4 @@ def test_what_only_whole_networks_run_has_no_exits():
         ("onnxruntime", Float32(), "engine onnxruntime"),
     ):
         with pytest.raises(UserError, match=what):
-            opened(engine, recipe).with_exits(Entropy(threshold=0.5), EXITS)
+            opened(engine, recipe, "bert").with_exits(Entropy(threshold=0.5), EXITS)

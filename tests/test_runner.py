@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -326,8 +326,8 @@ def _dead_worker(monkeypatch: pytest.MonkeyPatch) -> str:
 def _nan_logits(monkeypatch: pytest.MonkeyPatch) -> str:
     recorded = _Service.record
 
-    def record(self: _Service, shape: Shape) -> dict[str, np.ndarray]:
-        logits = recorded(self, shape)
+    def record(self: _Service, shape: Shape, exits: Sequence[int]) -> dict[str, np.ndarray]:
+        logits = recorded(self, shape, exits)
         if self.spec.recipe.kind == "int8_static":
             logits["dev"][:, 3] = np.nan
         return logits

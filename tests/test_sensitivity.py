@@ -24,7 +24,8 @@ RECIPE, POLICY, LAYERS = Int8Static(calibration_rows=8), Entropy(threshold=0.5),
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("trained") / "checkpoint"
     tiny.checkpoint(made, "bert", Pabee(pooler="per_exit"))
-    spec = {"task": tiny.task(tune_rows=48).model_dump(), "method": {"kind": "pabee"}, "backbone": {"name": "minilm"}}
+    backbone = {"kind": "pretrained", "name": "minilm"}
+    spec = {"task": tiny.task(tune_rows=48).model_dump(), "method": {"kind": "pabee"}, "backbone": backbone}
     spec["train"] = {"max_seq_length": 40}
     (made / "training.json").write_text(json.dumps({"spec": spec, "data_hash": "0" * 64}))
     return made

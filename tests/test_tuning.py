@@ -279,7 +279,8 @@ def test_exhaustive_finds_the_best_of_the_grid(tmp_path: Path):
     for trial in outcome.trials:
         scores = []
         for run in space.candidates(tuple(trial.choice)):
-            answer = runner.replay_run(run, bench.record(run))
+            logits = bench.record(run)
+            answer = runner.replay_run(run, logits, range(1, len(logits) + 1))
             score = float(np.mean(answer.logits.argmax(-1) == bench.labels))
             if meets(outcome.tuning, outcome.baseline, trial.model_copy(update={"score": score})):
                 scores.append((answer.exit_layer.mean(), -score, run.case))
