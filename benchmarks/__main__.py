@@ -178,7 +178,8 @@ def _dry_run(suite: "Suite", only: str | None) -> int:
         for checkpoint in suite.checkpoints:
             num_layers, method = layers_of(checkpoint), checkpoint.method.kind if checkpoint.method else "folder"
             check_fewer_layers(checkpoint, num_layers)
-            names = [method, *(f"classifier-{layers}" for layers in checkpoint.fewer_layers)]
+            seed = "" if checkpoint.seed is None else f"-seed{checkpoint.seed}"
+            names = [method + seed, *(f"classifier-{layers}{seed}" for layers in checkpoint.fewer_layers)]
             runs = selected(expand_all(suite, task, checkpoint, num_layers, names), only)
             cost = estimate(suite, runs)
             for run in runs:

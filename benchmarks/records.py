@@ -36,7 +36,10 @@ class CheckpointInfo(Config):
 
     Attributes:
         truncates: for the first layers of a larger network, fine-tuned alone: how many layers that network has.
+        train: what its fine-tuning was told, such as epochs; empty in older records.
         trained_seconds: what fine-tuning took where it was trained.
+        select_scores: of each exit, on `select`.
+        select_ece: calibration error of each exit there; empty for regression, and in older records.
     """
 
     name: str
@@ -48,8 +51,10 @@ class CheckpointInfo(Config):
     truncates: int | None = None
     hash: str
     seed: int
+    train: dict[str, Any] = Field(default_factory=dict)
     trained_seconds: float
     select_scores: list[float]
+    select_ece: list[float] = Field(default_factory=list)
 
 
 class Calibration(Config):

@@ -57,8 +57,10 @@ class Member:
             truncates=self.truncates,
             hash=self.checkpoint.hash,
             seed=training["spec"]["seed"],
+            train=training["spec"]["train"],
             trained_seconds=training["seconds"],
             select_scores=best["eval_scores"],
+            select_ece=[exit_["ece"] for exit_ in training.get("exits", []) if "ece" in exit_],
         )
 
 
@@ -138,6 +140,7 @@ def planned_folders(
     """The folder of a checkpoint and of each of its `fewer_layers`, with what trains it if it is not there."""
     if spec.folder is not None:
         return [(Path(spec.folder), None)]
+    seed = seed if spec.seed is None else spec.seed
     trainings = [spec.training(task, seed), *spec.truncated(task, seed).values()]
     return [(checkpoints / training.folder_name(data_hash), training) for training in trainings]
 
@@ -145,7 +148,7 @@ def planned_folders(
 def _few(data: TaskData) -> TaskData:
     splits = {name: rows.take(range(min(SMOKE_ROWS, len(rows)))) for name, rows in data.splits.items()}
     counts = data.counts | {name: len(rows) for name, rows in splits.items()}
-    return TaskData(splits=splits, data_hash=data.data_hash + "-smoke", counts=counts)
+    return TaskData(splits=splits, data_hash=data.data_hash + "-smoke", counts=counts, seed=data.seed)
 
 
 def _check_fallbacks(suite: Suite, task: Task, spec: CheckpointSpec) -> None:

@@ -18,6 +18,23 @@ class Interval(NamedTuple):
     high: float
 
 
+class Spread(NamedTuple):
+    """The mean of one figure over seeds, and its sample standard deviation; None for a single seed."""
+
+    mean: float
+    deviation: float | None
+
+    def holds(self, other: "Spread") -> bool:
+        """Whether two means differ by no more than their deviations together, the root of the sum of their squares."""
+        known = [given.deviation for given in (self, other) if given.deviation is not None]
+        return bool(known) and abs(self.mean - other.mean) <= float(np.linalg.norm(known))
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and spread of at least one value."""
+    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
 def ratio_interval(baseline_s: np.ndarray, candidate_s: np.ndarray, seed: int = 0) -> Interval:
     """Speed-up: total baseline seconds over total candidate seconds, bootstrapped over repeats and batches.
 

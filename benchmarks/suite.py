@@ -28,6 +28,7 @@ SMOKE_ROWS, SMOKE_LAYERS = 48, 3
 
 # The lists whose mappings expand over their list-valued keys, each with the keys that hold lists themselves.
 GRIDS: dict[str, tuple[str, ...]] = {
+    "checkpoints": ("fewer_layers",),
     "recipes": ("fallback",),
     "engines": (),
     "policies": ("exit_layers",),
@@ -92,6 +93,8 @@ class CheckpointSpec(Config):
         folder: a checkpoint folder written before; nothing is trained.
         fewer_layers: also fine-tune the backbone's first k layers alone, without exits, for each k given, and time them
             in the same session: truncated networks at their best.
+        seed: of the fine-tuning, where it is not the suite's, which also cuts the splits. `seed: [42, 43, 44]` is three
+            checkpoints on the same splits, of which reports show mean and spread.
     """
 
     method: Annotated[
@@ -103,6 +106,7 @@ class CheckpointSpec(Config):
     folder: str | None = None
     fewer_layers: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     train: TrainConfig = TrainConfig()
+    seed: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -111,6 +115,8 @@ class CheckpointSpec(Config):
             raise ValueError("a checkpoint is folder: alone, or method: with one of backbone: and classifier:")
         if self.fewer_layers and self.backbone is None:
             raise ValueError("fewer_layers: needs backbone:, whose first layers they are")
+        if self.seed is not None and self.folder is not None:
+            raise ValueError("seed: is of a fine-tuning, which folder: has behind it; remove it")
         return self
 
     def training(self, task: Task, seed: int) -> TrainingSpec:
@@ -180,6 +186,7 @@ class TimingConfig(Config):
 
 
 PolicyCase = Annotated[Policy, BeforeValidator(_policy_word)]
+Checkpoints = Annotated[list[CheckpointSpec], grids("checkpoints"), Field(min_length=1)]
 Exits = Annotated[
     Annotated[Literal["all", "none"], Tag("word")] | Annotated[list[int], Tag("layers")],
     Discriminator(lambda value: "layers" if isinstance(value, list) else "word"),
@@ -198,7 +205,7 @@ class Suite(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     seed: int = Field(default=42, ge=0)
     tasks: list[Task] = Field(min_length=1)
-    checkpoints: list[CheckpointSpec] = Field(min_length=1)
+    checkpoints: Checkpoints
     recipes: Annotated[list[Recipe], grids("recipes")] = Field(min_length=1)
     engines: Annotated[list[Engine], grids("engines")] = Field(min_length=1)
     exits: list[Exits] = Field(default=["all", "none"], min_length=1)
@@ -213,7 +220,7 @@ class Suite(Config):
         return any(fnmatch(run.case, pattern) for pattern in self.exclude)
 
     def smoke(self) -> "Suite":
-        """Every case of every axis at toy size: few rows and layers, one setting of each policy kind.
+        """Every case of every axis at toy size: few rows and layers, one setting of each policy kind and each method.
 
         Not every product of them: engines after the first, which may take minutes to compile, take the last recipe.
         """
@@ -234,7 +241,7 @@ class Suite(Config):
         return self.model_copy(
             update={
                 "name": f"{self.name}-smoke",
-                "checkpoints": [small_checkpoint(spec, named) for spec in self.checkpoints],
+                "checkpoints": [small_checkpoint(spec, named) for spec in _one_of_each_method(self.checkpoints)],
                 "recipes": recipes,
                 "policies": policies,
                 "exclude": [*self.exclude, *exclude],
@@ -254,6 +261,15 @@ def small_checkpoint(spec: CheckpointSpec, named: Sequence[int] = ()) -> Checkpo
             sizes |= {"hidden_size": 32, "num_heads": 2, "intermediate_size": 64}
         backbone = backbone.model_copy(update=sizes)
     return spec.model_copy(update={"train": train, "backbone": backbone, "fewer_layers": fewer})
+
+
+def _one_of_each_method(specs: list[CheckpointSpec]) -> list[CheckpointSpec]:
+    """The first checkpoint of each method and start; of those, one with networks of fewer layers where there is one."""
+    first: dict[str, CheckpointSpec] = {}
+    for spec in sorted(specs, key=lambda spec: not spec.fewer_layers):
+        start = spec.model_dump_json(include={"backbone", "classifier", "folder"})
+        first.setdefault(f"{spec.method and spec.method.kind} {start}", spec)
+    return list(first.values())
 
 
 def _one_of_each_kind(policies: list[Policy]) -> list[Policy]:

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from benchmarks.numerics import Calibration, Quantization
 from benchmarks.suite import (
     SMOKE_LAYERS,
+    Checkpoints,
     CheckpointSpec,
     Exits,
     PolicyCase,
@@ -47,7 +48,7 @@ class ModelSection(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     framework: Literal["openvino"] = "openvino"
     task: Task
-    checkpoints: list[CheckpointSpec] = Field(min_length=1)
+    checkpoints: Checkpoints
 
 
 class EarlyExit(Config):

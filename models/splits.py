@@ -42,7 +42,7 @@ def split_rows(
     counts["duplicates_grouped"] = len(clean) - len(groups)
     counts["train_rows_dropped_in_dev"] = dropped
     counts["malformed_rows_dropped"] = malformed_rows_dropped
-    return TaskData(splits=splits, data_hash=hash_rows(splits), counts=counts)
+    return TaskData(splits=splits, data_hash=hash_rows(splits), counts=counts, seed=seed)
 
 
 def _without(train: Rows, held_out: dict[str, Rows], overlap: Literal["drop", "refuse"]) -> tuple[Rows, int]:

@@ -124,6 +124,7 @@ def fine_tune(spec: TrainingSpec, data: TaskData, folder: Path) -> Path:
         training={
             "spec": spec.model_dump(),
             "data_hash": data.data_hash,
+            "data_seed": data.seed,
             "counts": data.counts,
             "fit_rows": len(rows["fit"]),
             "seconds": time.monotonic() - started,

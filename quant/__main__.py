@@ -86,7 +86,8 @@ def _export(options: argparse.Namespace) -> int:
 
     checkpoint = load_checkpoint(options.checkpoint)
     spec = TrainingSpec.model_validate(checkpoint.training["spec"])
-    data = spec.task.load(options.dataset_location, spec.seed) if isinstance(recipe, Int8Static) else None
+    seed = checkpoint.training.get("data_seed", spec.seed)  # absent where it was trained when both were one
+    data = spec.task.load(options.dataset_location, seed) if isinstance(recipe, Int8Static) else None
     exits = options.exits or list(range(1, checkpoint.network.num_layers + 1))
     took = export(options.folder, checkpoint, spec.task, data, recipe, policy, exits)
     print(

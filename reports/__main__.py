@@ -27,6 +27,9 @@ render writes
   results.csv, .json   one row for each run, every column; results_columns.md describes them
   front_*.png, .svg    score against measured speed-up, with the front and the truncated networks
   exits_*.png, .svg    where examples leave the network, float32 beside INT8
+  speeds_*.png, .svg   score at equal layer speed-ups, every method beside fewer layers; speed_axis.csv has the numbers
+  training.csv         score and calibration of each exit on select, beside networks trained alone
+  seeds.csv            mean and spread of settings that were fine-tuned with several seeds
 
 gate writes, into RUNS/gate
   junit.xml, summary.md  for CI and its step summary
@@ -91,6 +94,7 @@ def render(folder: Path, relative_floor: float, output: Path) -> None:
             "results.md": tables.markdown_text(runs, choices, images, others),
             "index.html": page_html(folder, runs, choices, others),
         }
+        texts |= {f"{other.file}.csv": other.csv for other in others if other.file is not None}
         for name, text in texts.items():
             (output / name).write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
@@ -113,12 +117,15 @@ def show(folder: Path, relative_floor: float) -> None:
 
     from reports.choice import apply_floor, choose
     from reports.runs import load_runs
+    from reports.seeds import seeds_table
     from reports.tables import print_tables
 
     runs = apply_floor(load_runs(folder), relative_floor)
     # Into a file or a pipe there is no width to find out, and rich would take 80.
     told = sys.stdout.isatty() or "COLUMNS" in os.environ
-    print_tables(Console(width=None if told else 160), runs, choose(runs, relative_floor))
+    seeds = seeds_table(runs)
+    others = [seeds] if seeds.rows else []
+    print_tables(Console(width=None if told else 160), runs, choose(runs, relative_floor), others)
 
 
 def compare(folders: list[Path], tolerance: float, markdown: Path | None, json: Path | None) -> None:

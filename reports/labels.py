@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import RunRecord
+from benchmarks.records import CheckpointInfo, RunRecord
 
+# What a checkpoint's record holds beside its setting: what it is called, its seed, and what came of the fine-tuning.
+OUTCOMES = {"name", "hash", "seed", "trained_seconds", "select_scores", "select_ece"}
 RECIPE_ORDER = ["float32", "bfloat16", "float16", "int8_static", "int8_native", "int8_dynamic"]
 ROLE_ORDER = ["no exits", "truncated", "exits never fire", "fixed exit", "early exit", "timing only"]
 
@@ -99,23 +101,72 @@ def recipe_labels(records: Sequence[RunRecord]) -> dict[str, str]:
     return labels
 
 
+def setting(info: CheckpointInfo) -> str:
+    """All that decided a checkpoint but for its seed: what fine-tunings with several seeds share."""
+    return info.model_dump_json(exclude=OUTCOMES)
+
+
+def setting_labels(records: Sequence[RunRecord]) -> dict[str, str]:
+    """run_id -> the shortest name that tells a checkpoint's setting from the others of its task.
+
+    Its method; or method and backbone; or these and the options in which settings of one method differ.
+    """
+    infos = {(record.task, setting(info)): info for record in records if (info := record.checkpoint) is not None}
+    candidates, users = {}, defaultdict(set)
+    for (task, key), info in infos.items():
+        others = [other for (place, _), other in infos.items() if (place, other.method) == (task, info.method)]
+        named = f"{info.method} {Path(info.backbone).name}"
+        told = f"({', '.join(_differing(info, others))})"
+        full = (info.method if len({other.backbone for other in others}) == 1 else named) + told
+        candidates[task, key] = (info.method, named, full)
+        for label in candidates[task, key]:
+            users[task, label].add(key)
+    return {
+        record.run_id: next((label for label in labels if len(users[record.task, label]) == 1), labels[-1])
+        for record in records
+        if record.checkpoint is not None
+        for labels in [candidates[record.task, setting(record.checkpoint)]]
+    }
+
+
 def model_labels(records: Sequence[RunRecord]) -> dict[str, str]:
     """run_id -> the shortest name that tells a checkpoint from the others of its task.
 
-    Its method; or method and backbone; or, where two share even these, the checkpoint's own name.
+    Its setting's, and its seed where there are several; or, where two share even these, the checkpoint's own name.
     """
+    settings = setting_labels(records)
+    known = [(record, info) for record in records if (info := record.checkpoint) is not None]
     names: dict[tuple[str, str], set[str]] = defaultdict(set)
     candidates = {}
-    for record in records:
-        if (info := record.checkpoint) is not None:
-            candidates[record.run_id] = (info.method, f"{info.method} {Path(info.backbone).name}", info.name)
-            for label in candidates[record.run_id]:
-                names[record.task, label].add(info.name)
-    tasks = {record.run_id: record.task for record in records}
+    for record, info in known:
+        label = settings[record.run_id]
+        candidates[record.run_id] = (label, f"{label}, seed {info.seed}")
+        for candidate in candidates[record.run_id]:
+            names[record.task, candidate].add(info.name)
     return {
-        run_id: next((label for label in labels if len(names[tasks[run_id], label]) == 1), labels[-1])
-        for run_id, labels in candidates.items()
+        record.run_id: next(
+            (label for label in candidates[record.run_id] if len(names[record.task, label]) == 1), info.name
+        )
+        for record, info in known
     }
+
+
+def _differing(info: CheckpointInfo, others: list[CheckpointInfo]) -> list[str]:
+    """The options in which checkpoints of one method differ: `mean`, `layer_weights=uniform`, `epochs=3.0`."""
+    options = [_flat(other.method_options | other.train) for other in others]
+    told = _flat(info.method_options | info.train)
+    varying = [name for name in told if len({str(other.get(name)) for other in options}) > 1]
+    shown = {name: told[name] for name in varying if told[name] is not None}
+    return [value if name in ("pooling", "pooler") else f"{name}={value}" for name, value in shown.items()]
+
+
+def _flat(options: dict[str, Any]) -> dict[str, Any]:
+    """Options inside options by dotted name: {"distillation": {"weight": 0.5}} -> {"distillation.weight": 0.5}."""
+    flat = {}
+    for name, value in options.items():
+        inside = _flat(value) if isinstance(value, dict) else {}
+        flat |= {f"{name}.{key}": item for key, item in inside.items()} or {name: value}
+    return flat
 
 
 def sort_key(record: RunRecord) -> tuple:

@@ -1,4 +1,4 @@
-"""The results in shapes that readers know from elsewhere: LPOT's, and that of the papers on early exit.
+"""All further tables of a report; here those in shapes known from elsewhere: LPOT's, and that of early-exit papers.
 
 LPOT's is the table of tuned models in the README of Intel's Low Precision Optimization Tool (now Neural Compressor).
 """
@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 from reports.choice import Choice
 from reports.runs import Row, Runs
+from reports.seeds import seeds_table
+from reports.speed_axis import read_curves, speed_table
 from reports.tables import Column, OtherTable, number, text
+from reports.training_table import training_table
 
 # What each method's paper leaves the network by; any other policy is another combination and not called by its name.
 OWN_POLICY = {"pabee": "patience", "deebert": "entropy", "fastbert": "uncertainty", "romebert": "entropy"}
@@ -44,7 +47,8 @@ PUBLISHED = [
 
 def other_tables(runs: Runs, choices: list[Choice]) -> list[OtherTable]:
     """The tables that have rows; `runs` has gone through `apply_floor`."""
-    return [table for table in (lpot(runs), papers(runs, choices)) if table.rows]
+    own = [seeds_table(runs), speed_table(read_curves(runs)), training_table(runs)]
+    return [table for table in (*own, lpot(runs), papers(runs, choices)) if table.rows]
 
 
 def lpot(runs: Runs) -> OtherTable:

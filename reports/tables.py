@@ -1,10 +1,11 @@
 """Results as tables: on the console, as Markdown, CSV and JSON. What is printed in percent says so."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -31,12 +32,21 @@ class Column:
 
 
 class OtherTable(NamedTuple):
-    """One more table over the whole folder, with the lines that explain it."""
+    """One more table over the whole folder, with the lines that explain it.
+
+    `file` names the CSV of its rows, for a table that shows what `results.csv` does not hold.
+    """
 
     title: str
     columns: list[Column]
     rows: list[Row]
     notes: list[str]
+    file: str | None = None
+
+    @property
+    def csv(self) -> str:
+        """Every field of every row, numbers to six digits."""
+        return pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
 
 def number(name: str, digits: int, scale: float = 1) -> Cell:
@@ -191,8 +201,8 @@ def markdown_text(
     return "\n".join(_without_double_blanks(lines)) + "\n"
 
 
-def print_tables(console: Console, runs: Runs, choices: list[Choice]) -> None:
-    """The answers and the tables, in what columns the console has room for."""
+def print_tables(console: Console, runs: Runs, choices: list[Choice], others: Sequence[OtherTable] = ()) -> None:
+    """The answers, the tables and the others, in what columns the console has room for."""
     for choice in choices:
         console.print(Text(f"{choice.task}, {choice.shape}", style="bold"))
         console.print(Text(choice.sentence))
@@ -204,6 +214,10 @@ def print_tables(console: Console, runs: Runs, choices: list[Choice]) -> None:
         _print_lines(console, header_notes(runs, rows))
         _print_table(console, COLUMNS, rows)
         _print_lines(console, [f"Failed: {line}" for line in failures(rows)])
+    for other in others:
+        console.print(Text(f"\n{other.title}", style="bold"))
+        _print_lines(console, other.notes)
+        _print_table(console, other.columns, other.rows)
     _print_lines(console, LEGEND)
 
 

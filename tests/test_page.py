@@ -90,6 +90,8 @@ def test_sections_stand_in_the_order_they_are_read(outline: Outline):
         "Where examples leave: float32 against INT8",
         "Latency of a batch",
         "The answers in detail",
+        "Scores at equal layer speed-ups",
+        "What training made of each exit",
         "In LPOT's shape",
         "In the papers' shape",
         "Failed and INVALID runs",

@@ -38,6 +38,7 @@ from tests.fake_runs import (
 ROOT = Path(__file__).resolve().parent.parent
 NEVER = {"kind": "fixed", "layer": None}
 FILES = {"index.html", "results.md", "results.csv", "results.json", "results_columns.md"}
+TABLES = {"speed_axis.csv", "training.csv"}
 IMPOSED = {"kind": "imposed", "exit_layers": [2]}
 
 
@@ -400,8 +401,8 @@ def test_render_twice_is_byte_identical(folder: Path, tmp_path: Path, capsys: py
     first, second = rendered(folder, tmp_path / "a"), rendered(folder, tmp_path / "b")
     assert first == second
     shape = "batch-1-padding-longest-threads-2"
-    plots = [f"front_sst2_{shape}", f"exits_sst2_{shape}_sst2-pabee-minilm"]
-    assert set(first) == FILES | {f"{name}.{kind}" for name in plots for kind in ("png", "svg")}
+    plots = [f"front_sst2_{shape}", f"exits_sst2_{shape}_sst2-pabee-minilm", "speeds_sst2"]
+    assert set(first) == FILES | TABLES | {f"{name}.{kind}" for name in plots for kind in ("png", "svg")}
     assert all(first[f"{name}.png"].startswith(b"\x89PNG") and b"<svg" in first[f"{name}.svg"] for name in plots)
     assert capsys.readouterr().out.startswith("sst2, batch 1, padding longest, threads 2: Early exit wins")
 
