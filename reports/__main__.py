@@ -15,7 +15,7 @@ EPILOG = """\
 examples:
   python -m reports render runs/default              all of it, into runs/default/report
   python -m reports render runs/default --floor 0.02 choose within 2 % of float32 instead of 1 %
-  python -m reports table runs/default               the tables on this console
+  python -m reports table runs/default               the same tables on this console
   python -m reports compare runs/old runs/new        what moved beyond noise: scores, exits, latency
   python -m reports gate init GATE.yaml runs/default the first baseline; and a gate to begin with, where there is none
   python -m reports gate GATE.yaml runs/new          does every rule hold?
@@ -27,6 +27,7 @@ render writes
   results.csv, .json   one row for each run, every column; results_columns.md describes them
   front_*.png, .svg    score against measured speed-up, with the front and the truncated networks
   exits_*.png, .svg    where examples leave the network, float32 beside INT8
+  shift_*.png, .svg    the exit-shift matrix of the chosen early exit: which rows INT8 makes leave elsewhere
 
 gate writes, into RUNS/gate
   junit.xml, summary.md  for CI and its step summary
@@ -83,7 +84,7 @@ def render(folder: Path, relative_floor: float, output: Path) -> None:
     others = other_tables(runs, choices)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        images = draw_all(runs, choices, output)
+        images = draw_all(folder, runs, choices, output)
         texts = {
             "results.csv": tables.csv_text(runs),
             "results.json": tables.json_text(runs),
@@ -112,13 +113,15 @@ def show(folder: Path, relative_floor: float) -> None:
     from rich.console import Console
 
     from reports.choice import apply_floor, choose
+    from reports.other_tables import other_tables
     from reports.runs import load_runs
     from reports.tables import print_tables
 
     runs = apply_floor(load_runs(folder), relative_floor)
+    choices = choose(runs, relative_floor)
     # Into a file or a pipe there is no width to find out, and rich would take 80.
     told = sys.stdout.isatty() or "COLUMNS" in os.environ
-    print_tables(Console(width=None if told else 160), runs, choose(runs, relative_floor))
+    print_tables(Console(width=None if told else 160), runs, choices, other_tables(runs, choices))
 
 
 def compare(folders: list[Path], tolerance: float, markdown: Path | None, json: Path | None) -> None:

@@ -252,7 +252,17 @@ def test_choice(folder: Path):
     assert [versus.ratio.estimate for versus in over.values() if versus] == pytest.approx([1.5, 1, 0.6, 1.5 / 8])
     assert not any(versus.by_sessions for versus in over.values() if versus)
     assert choice.sentence.startswith("Early exit wins: 1.50x as fast as the best truncated network (95 % interval 1.")
-    assert choice.sentence.endswith("at 89.0 % against 87.0 % on dev.")
+    assert choice.sentence.endswith(
+        "at 89.0 % against 87.0 % on dev. On dev, early exit and the truncated network fell below the floor that was"
+        " kept on tune."
+    )
+    notes = [column.cell for column in tables.answer_columns(choice) if column.title == "note"]
+    assert {kind: note(answer) for kind, answer in choice.answers.items() for note in notes} == {
+        "early exit": "below the floor on dev",
+        "truncated": "below the floor on dev",
+        "int8": "below the floor on dev",
+        "float32": "",
+    }
 
 
 def test_choice_reads_tune_and_not_dev(tmp_path: Path):
@@ -356,6 +366,7 @@ def test_header_notes(folder: Path):
     assert "best truncated network within the floor 1.5 ms (int8_static(kl) on openvino, 2 of 4 layers)" in text
     assert "agree on every timed row of 3 runs" in text
     assert "Timing only" in text
+    assert "Sessions began from 2026-01-01 00:00 to 2026-01-01 00:00 (UTC)." in text
     assert failures(runs.rows) == ["pabee, float32 on openvino, patience 2: no g++ | found"]
 
 
@@ -364,6 +375,15 @@ def test_environments_that_differ_are_said(tmp_path: Path):
         add(tmp_path, record(str(i), environment={"cpu_model": f"cpu {i % 2}", "steal": i / 2}))
     runs = apply_floor(load_runs(tmp_path))
     assert "Differs between runs: cpu model cpu 0 / cpu 1; steal 0 to 1." in header_notes(runs, runs.rows)
+
+
+@pytest.mark.parametrize(
+    ("flags", "warned"), [(["avx2"], True), (["avx2", "avx512_vnni"], False), (["amx_int8"], False)]
+)
+def test_int8_without_its_instructions_is_warned_of(tmp_path: Path, flags: list[str], warned: bool):
+    add(tmp_path, record("int8", recipe=INT8, environment={"kernel_flags": flags}))
+    runs = apply_floor(load_runs(tmp_path))
+    assert any("neither VNNI nor AMX" in line for line in header_notes(runs, runs.rows)) == warned
 
 
 def rendered(folder: Path, output: Path) -> dict[str, bytes]:
@@ -390,7 +410,8 @@ def test_markdown(folder: Path):
         other_tables(runs, choose(runs)),
     )
     answer, table = text.index("## The answer"), text.index("## sst2: batch 1, padding longest, threads 2")
-    assert answer < table < text.index("![front.png](front.png)")
+    assert text.startswith("# ExitBench: fake\n")
+    assert answer < table < text.index("![front.png](front.png)") < text.index("| model |")
     assert "Scores are in percent" in text[:answer]
     assert table < text.index("## In LPOT's shape") < text.index("## In the papers' shape")
     assert "\n\n\n" not in text
@@ -450,9 +471,15 @@ def test_papers_table_takes_each_method_with_its_own_policy(tmp_path: Path):
     add(tmp_path, early("saves most", patience[1], dev=0.88, tune=0.9, exit_counts=saving[1]), 2.0)
     add(tmp_path, early("saves less", patience[2], dev=0.89, tune=0.9, exit_counts=saving[2]), 3.0)
     add(tmp_path, early("not PABEE", ENTROPY, dev=0.92, tune=0.9, exit_counts=saving[0]), 1.0)
+    weak = {"checkpoint": checkpoint("deebert", "weak"), "session": "s2"}
+    add(tmp_path, record("weak-fp32", dev=0.7, tune=0.7, **weak), 8.0)
+    add(tmp_path, early("weak-early", ENTROPY, dev=0.68, tune=0.7, exit_counts=saving[1], **weak), 8.0)
+    add(tmp_path, early("never whole", ENTROPY, recipe=INT8), 8.0)
     runs = rendered_runs(tmp_path)
     table = papers(runs, choose(runs))
     rows = [[column.cell(row) for column in table.columns] for row in table.rows]
+    # Each network is held to its own full depth, however good others are.
+    assert rows.pop(0)[1:5] == ["ours: weak, float32", "70.0", "", "68.0 (entropy 0.2: 50 % of layers saved)"]
     assert rows[0][:4] == ["sst2", "ours: models/minilm, float32", "90.0", "88.0 (patience 2: 50 % of layers saved)"]
     assert rows[0][4:] == ["", "", ""]
     assert rows[1] == ["sst2", "published: ALBERT-base (theirs)", "92.8", "93.0 (1.57x)", "", "", ""]
@@ -489,7 +516,8 @@ def rendered_runs(folder: Path) -> Runs:
 def test_console_fits(folder: Path, width: int):
     runs = apply_floor(load_runs(folder))
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    tables.print_tables(console, runs, choose(runs))
+    choices = choose(runs)
+    tables.print_tables(console, runs, choices, other_tables(runs, choices))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
     assert "Early exit wins" in text
@@ -534,6 +562,7 @@ def test_render_of_failures_alone(tmp_path: Path):
     files = rendered(tmp_path, tmp_path / "report")
     assert set(files) == FILES
     assert all(b"nothing works" in files[name] for name in ("results.md", "results.json", "index.html"))
+    assert b"theirs" not in files["results.md"]  # published figures stand beside ours, not alone
 
 
 @pytest.mark.parametrize(
