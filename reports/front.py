@@ -1,5 +1,6 @@
 """The plot of accuracy against measured speed-up, with the Pareto front and the truncated networks on it."""
 
+import math
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,9 +50,10 @@ class Place(NamedTuple):
     line: Line
 
     def disturbs(self, other: "Place") -> bool:
-        """Whether one label covers the other, or a line runs through it."""
-        lines = ((self.line, other.box), (other.line, self.box))
-        return self.box.overlaps(other.box) or any(line.intersects_bbox(box, filled=False) for line, box in lines)
+        """Whether one label covers the other, a line runs through one, or the lines cross."""
+        ends = ((self.line, other.box), (other.line, self.box))
+        crossed = any(line.intersects_bbox(box, filled=False) for line, box in ends)
+        return crossed or self.box.overlaps(other.box) or self.line.intersects_path(other.line, filled=False)
 
 
 def draw_front(rows: list[Row], choice: Choice, folder: Path) -> list[str]:
@@ -161,8 +163,8 @@ def _scale(panels: list[Axes], points: list[Row], choice: Choice, x: str) -> Non
 
 def _note_missing(axes: Axes, points: list[Row], invalid: int) -> None:
     below = sum(score < axes.get_ylim()[0] for score in _percent(points))
-    remarks = [f"{below} points lie below this axis"] if below else []
-    remarks += [f"{invalid} INVALID left out"] if invalid else []
+    remarks = [f"points below this axis: {below}"] if below else []
+    remarks += [f"INVALID runs left out: {invalid}"] if invalid else []
     axes.text(0.01, 0.01, "; ".join(remarks), transform=axes.transAxes, fontsize=8, color="0.3")
 
 
@@ -182,7 +184,7 @@ def _legend(points: list[Row], choice: Choice, ringed: bool) -> list[Line2D]:
         handles.append(key("exits that never fire", marker="o", **ROLE_STYLES["exits never fire"]))
     if "truncated" in roles:
         handles.append(key("truncated network (line: by layer)", marker="X"))
-    whose = " of all engines" if len({row["engine"] for row in points}) > 1 else ""
+    whose = ", all engines" if len({row["engine"] for row in points}) > 1 else ""
     handles.append(key(f"Pareto front on dev{whose}", linestyle="-", linewidth=5, alpha=0.3))
     if ringed:
         handles.append(key("chosen on tune, within the floor", **RING))
@@ -218,9 +220,9 @@ def _pixels(axes: Axes, row: Row, x: str) -> np.ndarray:
 def _free_place(axes: Axes, label: Label, taken: list[Bbox], places: list[Place]) -> Place | None:
     """Write the label at the nearest free place around its point; nothing is written where all are taken."""
     inside, point = axes.get_window_extent(), axes.transData.transform(label.at)
-    for distance in (14, 30, 48, 70, 95, 125):
-        for dx, dy in ((1, 0.3), (1, 0.8), (0.4, 1), (-0.3, 1), (1, -0.3), (-1, 0.6), (-0.3, -1), (-1, -0.6)):
-            offset = (dx * distance, dy * distance)
+    for distance in (14, 22, 30, 40, 52, 66, 82, 100):
+        for angle in (17, 39, -17, 68, -39, 107, -68, 149, -107, -149):
+            offset = (distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle)))
             trial = _write(axes, label, offset)
             box = trial.get_window_extent().padded(2)
             trial.remove()

@@ -23,7 +23,8 @@ def draw_shift(runs_folder: Path, rows: list[Row], choice: Choice, folder: Path)
         UserError: a file of predictions in `runs_folder` is damaged.
     """
     early = choice.answers.get("early exit")
-    shifts = sorted(find_shifts(rows), key=lambda shift: early is None or shift.int8 is not early.run)
+    chosen = early and early.run["run_id"]
+    shifts = sorted(find_shifts(rows), key=lambda shift: shift.int8["run_id"] != chosen)
     found = ((shift.int8, moved) for shift in shifts if (moved := read_moved(runs_folder, shift)) is not None)
     row, moved = next(found, (None, None))
     if row is None or moved is None:

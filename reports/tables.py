@@ -150,7 +150,7 @@ def answer_lines(choice: Choice) -> list[str]:
             f" {choice.relative_floor * 100:g} % below float32 without exits. Read once on dev."
         )
     if choice.invalid:
-        lines.append(f"{choice.invalid} INVALID runs were left out.")
+        lines.append(f"INVALID runs left out: {choice.invalid}.")
     return lines
 
 
