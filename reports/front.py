@@ -220,7 +220,7 @@ def _pixels(axes: Axes, row: Row, x: str) -> np.ndarray:
 def _free_place(axes: Axes, label: Label, taken: list[Bbox], places: list[Place]) -> Place | None:
     """Write the label at the nearest free place around its point; nothing is written where all are taken."""
     inside, point = axes.get_window_extent(), axes.transData.transform(label.at)
-    for distance in (14, 22, 30, 40, 52, 66, 82, 100):
+    for distance in (14, 22, 30, 40, 52, 66, 82):
         for angle in (17, 39, -17, 68, -39, 107, -68, 149, -107, -149):
             offset = (distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle)))
             trial = _write(axes, label, offset)

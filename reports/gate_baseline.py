@@ -16,6 +16,11 @@ from reports.rules import ExitShift, MeanLayerChange, Records, ScoreDrop, SizeGr
 from reports.runs import load_runs
 from reports.summaries import Summary, summarize
 
+NOTE = """\
+# Limits to begin with: change them to what matters to you. That of speedup_drop is 0.1, or, if more, what the noisiest of
+# these runs can tell from noise; with more `timing: repeats` in the suite it can be lower.
+"""
+
 
 class Acceptance(Config):
     """Why a baseline is what it is: the reason that was given, when (UTC), and the revisions that were measured."""
@@ -65,7 +70,9 @@ def init(gate_path: Path, folder: Path) -> Path:
         UserError: there is a baseline already, or the runs cannot be one (see `accept`).
     """
     if not gate_path.exists():
-        text = yaml.safe_dump(_first_gate(gate_path.stem, folder), sort_keys=False, default_flow_style=None, width=120)
+        text = NOTE + yaml.safe_dump(
+            _first_gate(gate_path.stem, folder), sort_keys=False, default_flow_style=None, width=120
+        )
         write_text(gate_path, text)
     path = baseline_path(gate_path, read_gate(gate_path))
     if path.exists():

@@ -99,7 +99,7 @@ def _outcome(answer: Answer) -> str:
     if run["speedup_best_int8"] is not None:
         said.append(f"{run['speedup_best_int8']:.2f}x INT8 without exits")
     if run["dev_score"] is not None:
-        said.append(f"{run['dev_score'] * 100:.1f} % on dev{', below the floor' if answer.below_on_dev else ''}")
+        said.append(f"{run['dev_score'] * 100:.1f} % on dev{' (below the floor there)' if answer.below_on_dev else ''}")
     return f"{describe(run)}: {', '.join(said)}"
 
 

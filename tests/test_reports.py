@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.path import Path as Line
+from matplotlib.transforms import Bbox
 from rich.console import Console
 
 from benchmarks.records import Parity, examples_path, timings_path, write_columns
@@ -18,16 +20,19 @@ from reports.__main__ import main
 from reports.choice import Choice, apply_floor, choose
 from reports.exits_plot import pairs, spaced
 from reports.frame import load_frame
-from reports.front import pareto_front
+from reports.front import Place, pareto_front
 from reports.notes import failures, header_notes
 from reports.other_tables import lpot, other_tables, papers
 from reports.runs import Row, Runs, load_runs
+from reports.shift_plot import draw_shift
 from reports.shifts import find_shifts, read_moved
 from tests.fake_runs import (
     ENTROPY,
+    FLOAT32,
     INT8,
     SHAPE,
     add,
+    add_drawn_examples,
     add_timings,
     checkpoint,
     early,
@@ -510,6 +515,40 @@ def test_shift_counts_rows_by_both_exit_layers(tmp_path: Path):
 
 def rendered_runs(folder: Path) -> Runs:
     return apply_floor(load_runs(folder))
+
+
+def test_shift_plot_is_of_the_chosen_early_exit(tmp_path: Path):
+    add(tmp_path, record("fp32"), 8.0)
+    for threshold, ms in ((0.1, 4.0), (0.2, 2.0)):
+        for recipe in (FLOAT32, INT8):
+            policy = {"kind": "entropy", "threshold": threshold}
+            run = early(f"{recipe['kind']}-{threshold}", policy, recipe=recipe)
+            add(tmp_path, run, ms / (2 if recipe is INT8 else 1))
+            add_drawn_examples(tmp_path, run)
+    runs = rendered_runs(tmp_path)
+    (choice,) = choose(runs)
+    names = draw_shift(tmp_path, runs.rows, choice, tmp_path / "plots")
+    assert names == [f"shift_sst2_batch-1-padding-longest-threads-2.{kind}" for kind in ("png", "svg")]
+    drawn = (tmp_path / "plots" / names[1]).read_text()
+    assert "int8_static(kl) on openvino, entropy 0.2" in drawn
+    assert "the same exit on 100.0 % of dev rows; mean exit layer +0.00; 0 labels differ" in drawn
+    examples_path(tmp_path, "int8_static-0.2").unlink()
+    draw_shift(tmp_path, runs.rows, choice, tmp_path / "plots")
+    assert "entropy 0.1" in (tmp_path / "plots" / names[1]).read_text()
+    examples_path(tmp_path, "int8_static-0.1").unlink()
+    assert draw_shift(tmp_path, runs.rows, choice, tmp_path / "plots") == []
+
+
+def test_names_on_the_front_do_not_disturb_each_other():
+    def place(x: float, y: float, point: tuple[float, float]) -> Place:
+        return Place(Bbox.from_bounds(x, y, 10, 4), Line([point, (x + 5, y + 2)]))
+
+    name = place(0, 0, (20, 2))
+    assert name.disturbs(place(5, 2, (5, 20)))  # covered
+    assert name.disturbs(place(40, 0, (-5, 2)))  # the other's line runs through it
+    assert place(40, 0, (-5, 2)).disturbs(name)
+    assert name.disturbs(place(11, -10, (17, 10)))  # lines cross
+    assert not name.disturbs(place(0, 10, (20, 12)))
 
 
 @pytest.mark.parametrize("width", [80, 120, 160, 240])

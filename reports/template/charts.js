@@ -2,6 +2,7 @@
 /* Each function makes one Vega-Lite specification from the runs it is given. Colours and marks come with the data. */
 const data = JSON.parse(document.getElementById("data").textContent);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const isNarrow = () => matchMedia("(max-width: 40rem)").matches;
 const scaleOf = (map) => ({ domain: Object.keys(map), range: Object.values(map) });
 const number = (field, title, format) => ({ field, title, format, type: "quantitative" });
 const sum = (counts) => counts.reduce((total, count) => total + count, 0);
@@ -145,7 +146,7 @@ function latencies(runs) {
         encoding: { x: number("p50"), size: { value: 13 } },
       },
       {
-        mark: { type: "text", align: "left", dy: -7, aria: false },
+        mark: { type: "text", align: "left", dy: -7, fontSize: isNarrow() ? 8.5 : 11, aria: false },
         encoding: { x: { value: 0 }, text: { field: "name" } },
       },
     ],
@@ -156,8 +157,8 @@ function latencies(runs) {
 function look() {
   const [ink, faint, line] = ["--ink", "--faint", "--line"].map(css);
   const axis = { labelColor: faint, titleColor: ink, gridColor: line, domainColor: line, tickColor: line };
-  const narrow = matchMedia("(max-width: 40rem)").matches; /* one below the other */
-  const layout = { bottom: { anchor: "start", direction: narrow ? "vertical" : "horizontal" } };
+  const narrow = isNarrow(); /* one legend below the other */
+  const layout = { bottom: { anchor: "start", margin: 16, direction: narrow ? "vertical" : "horizontal" } };
   const legends = { orient: "bottom", columns: narrow ? 1 : 3, layout };
   return {
     background: null,
