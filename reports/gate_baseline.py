@@ -17,8 +17,8 @@ from reports.runs import load_runs
 from reports.summaries import Summary, summarize
 
 NOTE = """\
-# Limits to begin with: change them to what matters to you. That of speedup_drop is 0.1, or, if more, what the noisiest of
-# these runs can tell from noise; with more `timing: repeats` in the suite it can be lower.
+# Limits to begin with: change them to what matters to you. That of speedup_drop is 0.1 or, where the noisiest of these
+# runs cannot tell a tenth from noise, what it can tell; with more `timing: repeats` in the suite it can be lower.
 """
 
 
@@ -70,10 +70,8 @@ def init(gate_path: Path, folder: Path) -> Path:
         UserError: there is a baseline already, or the runs cannot be one (see `accept`).
     """
     if not gate_path.exists():
-        text = NOTE + yaml.safe_dump(
-            _first_gate(gate_path.stem, folder), sort_keys=False, default_flow_style=None, width=120
-        )
-        write_text(gate_path, text)
+        gate = _first_gate(gate_path.stem, folder)
+        write_text(gate_path, NOTE + yaml.safe_dump(gate, sort_keys=False, default_flow_style=None, width=120))
     path = baseline_path(gate_path, read_gate(gate_path))
     if path.exists():
         raise UserError(f"{str(path)!r} exists; `gate accept --reason TEXT` replaces it and keeps its history")

@@ -37,7 +37,7 @@ function front(runs, engine, group) {
   return {
     title: `engine ${engine}`,
     description: `Dev score against speed-up of ${drawn.length} runs on ${engine}; the table holds the figures.`,
-    height: 270,
+    height: 255,
     encoding: {
       x: {
         ...number("speedup", group.x_title),
