@@ -226,7 +226,7 @@ def _free_place(axes: Axes, label: Label, taken: list[Bbox], places: list[Place]
             trial = _write(axes, label, offset)
             box = trial.get_window_extent().padded(2)
             trial.remove()
-            place = Place(box, Line([point, ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)]))
+            place = Place(box, Line(np.vstack([point, box.get_points().mean(axis=0)])))
             within = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
             if within and not any(map(box.overlaps, taken)) and not any(map(place.disturbs, places)):
                 line = {"arrowstyle": "-", "color": "0.4", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
