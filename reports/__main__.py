@@ -15,7 +15,7 @@ EPILOG = """\
 examples:
   python -m reports render runs/default              all of it, into runs/default/report
   python -m reports render runs/default --floor 0.02 choose within 2 % of float32 instead of 1 %
-  python -m reports table runs/default               the tables on this console
+  python -m reports table runs/default               the same tables on this console
   python -m reports compare runs/old runs/new        what moved beyond noise: scores, exits, latency
   python -m reports gate init GATE.yaml runs/default the first baseline; and a gate to begin with, where there is none
   python -m reports gate GATE.yaml runs/new          does every rule hold?
@@ -30,6 +30,7 @@ render writes
   speeds_*.png, .svg   score at equal layer speed-ups, every method beside fewer layers; speed_axis.csv has the numbers
   training.csv         score and calibration of each exit on select, beside networks trained alone
   seeds.csv            mean and spread of settings that were fine-tuned with several seeds
+  shift_*.png, .svg    the exit-shift matrix of the chosen early exit: which rows INT8 makes leave elsewhere
 
 gate writes, into RUNS/gate
   junit.xml, summary.md  for CI and its step summary
@@ -86,7 +87,7 @@ def render(folder: Path, relative_floor: float, output: Path) -> None:
     others = other_tables(runs, choices)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        images = draw_all(runs, choices, output)
+        images = draw_all(folder, runs, choices, output)
         texts = {
             "results.csv": tables.csv_text(runs),
             "results.json": tables.json_text(runs),
@@ -116,16 +117,15 @@ def show(folder: Path, relative_floor: float) -> None:
     from rich.console import Console
 
     from reports.choice import apply_floor, choose
+    from reports.other_tables import other_tables
     from reports.runs import load_runs
-    from reports.seeds import seeds_table
     from reports.tables import print_tables
 
     runs = apply_floor(load_runs(folder), relative_floor)
+    choices = choose(runs, relative_floor)
     # Into a file or a pipe there is no width to find out, and rich would take 80.
     told = sys.stdout.isatty() or "COLUMNS" in os.environ
-    seeds = seeds_table(runs)
-    others = [seeds] if seeds.rows else []
-    print_tables(Console(width=None if told else 160), runs, choose(runs, relative_floor), others)
+    print_tables(Console(width=None if told else 160), runs, choices, other_tables(runs, choices))
 
 
 def compare(folders: list[Path], tolerance: float, markdown: Path | None, json: Path | None) -> None:

@@ -31,11 +31,17 @@ class Versus(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """The fastest run of one kind. `within_floor` is False for a peer none of whose kind keeps the floor."""
+    """The fastest run of one kind.
+
+    Attributes:
+        within_floor: on tune; False for a peer none of whose kind keeps the floor.
+        below_on_dev: on dev it scores below the same share of the reference: the choice did not carry over.
+    """
 
     kind: str
     run: Row
     within_floor: bool
+    below_on_dev: bool
     over_truncated: Versus | None = None
 
 
@@ -75,9 +81,7 @@ def apply_floor(runs: Runs, relative_floor: float = RELATIVE_FLOOR) -> Runs:
     floored = []
     for _, _, rows in runs.groups():
         reference = _reference(rows)
-        # A distance from the score, not a factor: a negative correlation must not raise its own floor.
-        score = None if reference is None else reference["tune_score"]
-        floor = None if score is None else score - relative_floor * abs(score)
+        floor = None if reference is None else lowest_allowed(reference["tune_score"], relative_floor)
         floored += [row | _within(row, floor) for row in rows]
     peers: dict[tuple[str, ...], list[str]] = {}
     for row in floored:
@@ -98,7 +102,9 @@ def choose(runs: Runs, relative_floor: float = RELATIVE_FLOOR) -> list[Choice]:
     for task, shape, rows in floored.groups():
         reference = _reference(rows)
         floor = None if reference is None else reference["tune_floor"]
-        answers = {kind: answer for kind in KINDS if (answer := _answer(kind, rows)) is not None}
+        score = None if reference is None else reference["dev_score"]
+        dev_floor = None if score is None else lowest_allowed(score, relative_floor)
+        answers = {kind: answer for kind in KINDS if (answer := _answer(kind, rows, dev_floor)) is not None}
         if "truncated" in answers:
             fewer = answers["truncated"].run
             answers = {
@@ -120,6 +126,11 @@ def versus(runs: Runs, candidate: Row, baseline: Row) -> Versus | None:
         return None
     of_baseline, of_candidate = (runs.timings[anchor] for anchor in anchors)
     return Versus(speedup_by_sessions(timed[0], of_baseline, timed[1], of_candidate), by_sessions=True)
+
+
+def lowest_allowed(score: float, share: float) -> float:
+    """The floor that lies a share of a score below it: a distance, so that a negative score does not raise its own."""
+    return score - share * abs(score)
 
 
 def _eligible(row: Row) -> bool:
@@ -154,14 +165,16 @@ def _is(row: Row, kind: str) -> bool:
     return row["role"] == kind
 
 
-def _answer(kind: str, rows: list[Row]) -> Answer | None:
+def _answer(kind: str, rows: list[Row], dev_floor: float | None) -> Answer | None:
     """Within the floor where there is one; the two peers stand even below it, for they are what must be beaten."""
     candidates = [row for row in rows if _is(row, kind) and _eligible(row)]
     within = [row for row in candidates if row["within_floor"]]
     allowed = within or (candidates if kind in {"int8", "float32"} else [])
     if not allowed:
         return None
-    return Answer(kind, min(allowed, key=lambda row: row["latency_s_per_example"]), within_floor=bool(within))
+    run = min(allowed, key=lambda row: row["latency_s_per_example"])
+    below = None not in (dev_floor, run["dev_score"]) and run["dev_score"] < dev_floor
+    return Answer(kind, run, within_floor=bool(within), below_on_dev=below)
 
 
 def _sentence(choice: Choice) -> str:
@@ -174,13 +187,15 @@ def _sentence(choice: Choice) -> str:
         return _only_one(early, fewer)
     if early.over_truncated is None:
         return "Undecided: early exit and the truncated network were not timed on the same rows, nor beside INT8."
-    return f"{_verdict(early.over_truncated)}, at {_dev_scores(early, fewer)} on dev.{_peer_remark(early, fewer)}"
+    scores = f"at {_dev_scores(early, fewer)} on dev"
+    return f"{_verdict(early.over_truncated)}, {scores}.{_floor_remark(early, fewer)}{_peer_remark(early, fewer)}"
 
 
 def _only_one(early: Answer | None, fewer: Answer | None) -> str:
     if early is not None:
-        return f"Early exit wins: no truncated network keeps the floor.{_peer_remark(early)}"
-    remark = "" if fewer is None else _peer_remark(fewer)
+        remarks = f"{_floor_remark(early)}{_peer_remark(early)}"
+        return f"Early exit wins: no truncated network keeps the floor.{remarks}"
+    remark = "" if fewer is None else f"{_floor_remark(fewer)}{_peer_remark(fewer)}"
     return f"Early exit loses, fewer layers win: no early-exit configuration keeps the floor.{remark}"
 
 
@@ -197,10 +212,17 @@ def _verdict(over: Versus) -> str:
 
 
 def _dev_scores(early: Answer, fewer: Answer) -> str:
-    """Both scores. Their difference is told, not judged: the floor was kept on tune."""
+    """Both scores. Their difference is told, not judged."""
     scores = [answer.run["dev_score"] for answer in (early, fewer)]
     known = ["an unknown score" if score is None else f"{score * 100:.1f} %" for score in scores]
     return " against ".join(known)
+
+
+def _floor_remark(*answers: Answer) -> str:
+    """A warning where a choice keeps the floor on tune, and not on dev."""
+    names = {"early exit": "early exit", "truncated": "the truncated network"}
+    below = [names[answer.kind] for answer in answers if answer.below_on_dev]
+    return f" On dev, {' and '.join(below)} fell below the floor that was kept on tune." if below else ""
 
 
 def _peer_remark(*answers: Answer) -> str:

@@ -1,7 +1,7 @@
 """What moved between two output folders, of different commits or machines, beyond noise; and what must not be compared.
 
-Runs are matched by case. Each quantity has a condition of its own: scores and exits need the same data, seconds the
-same machine, threads and batches; a speed-up that was formed inside each folder may cross machines.
+Runs are matched by case. Each quantity has a condition of its own: all need the same data, seconds also the same
+machine, threads and batches; a speed-up that was formed inside each folder may cross machines.
 """
 
 import json
@@ -131,9 +131,11 @@ def _compare_case(case: str, before: Folder, after: Folder, tolerance: float) ->
     if "dev" in was.exit_counts and "dev" in now.exit_counts:
         yield Comparison(case, "exits", *((None, other) if other else (_exits(was, now), None)))
     if case in before.timings and case in after.timings:
-        yield Comparison(case, "latency", *_latency(was, now, before.timings[case], after.timings[case], tolerance))
+        refused = other or other_machine(was, now)
+        timings = before.timings[case], after.timings[case]
+        yield Comparison(case, "latency", *((None, refused) if refused else _latency(*timings, tolerance)))
     if "no_exit" in was.speedups and "no_exit" in now.speedups:
-        yield Comparison(case, "speed-up", _speedup(was, now, tolerance))
+        yield Comparison(case, "speed-up", *((None, other) if other else (_speedup(was, now, tolerance), None)))
 
 
 def _score(was: Summary, now: Summary, before: float, after: float) -> tuple[Change | None, str | None]:
@@ -161,14 +163,11 @@ def _exits(was: Summary, now: Summary) -> Change:
     return Change(means[0], means[1], text, shift > chance)
 
 
-def _latency(
-    was: Summary, now: Summary, before: Timings, after: Timings, tolerance: float
-) -> tuple[Change | None, str | None]:
-    if (reason := other_machine(was, now)) is not None:
-        return None, reason
+def _latency(before: Timings, after: Timings, tolerance: float) -> tuple[Change | None, str | None]:
+    """The same rows were timed, so that batches are resampled in pairs."""
     if not comparable(before, after):
         return None, "other batches were timed"
-    ratio = percentile_interval(after.total_s / before.total_s, after.other_draws_s / before.draws_s)
+    ratio = percentile_interval(after.total_s / before.total_s, after.draws_s / before.draws_s)
     return Change(before.per_example_s, after.per_example_s, _percent(ratio), _moved(ratio, tolerance)), None
 
 

@@ -1,12 +1,15 @@
 """The plot of accuracy against measured speed-up, with the Pareto front and the truncated networks on it."""
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.path import Path as Line
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -27,6 +30,7 @@ ROLE_STYLES: dict[str, dict[str, Any]] = {
     "no exits": {"markersize": 11, "markeredgecolor": "black", "markeredgewidth": 1.6},
     "exits never fire": {"markerfacecolor": "white", "markeredgewidth": 1.4},
 }
+RING: dict[str, Any] = {"marker": "o", "markersize": 18, "markerfacecolor": "none", "markeredgecolor": "black"}
 WITHOUT_EXITS = ["no exits", "truncated"]
 COMPETING = ["early exit", "truncated"]
 
@@ -39,6 +43,19 @@ class Label(NamedTuple):
     colour: str
 
 
+class Place(NamedTuple):
+    """Where a label is written, in pixels, and the line from there to its point."""
+
+    box: Bbox
+    line: Line
+
+    def disturbs(self, other: "Place") -> bool:
+        """Whether one label covers the other, a line runs through one, or the lines cross."""
+        ends = ((self.line, other.box), (other.line, self.box))
+        crossed = any(line.intersects_bbox(box, filled=False) for line, box in ends)
+        return crossed or self.box.overlaps(other.box) or self.line.intersects_path(other.line, filled=False)
+
+
 def draw_front(rows: list[Row], choice: Choice, folder: Path) -> list[str]:
     """Write `front_<task>_<shape>.png` and `.svg`; returns their names, none where nothing has a score and a speed."""
     x, points, invalid = plotted(rows)
@@ -48,21 +65,21 @@ def draw_front(rows: list[Row], choice: Choice, folder: Path) -> list[str]:
     with look():
         figure = Figure(figsize=(6.5 * len(engines) + 2.5, 6.2), layout="constrained")
         panels = figure.subplots(1, len(engines), sharex=True, sharey=True, squeeze=False)[0]
-        front = pareto_front(points, x)
+        front, chosen = pareto_front(points, x), _chosen(choice, x)
         for axes, engine in zip(panels, engines, strict=True):
-            _panel(axes, [row for row in points if row["engine"] == engine], points, front, x)
-            _mark_answers(axes, choice, engine, x)
+            _panel(axes, _on(engine, points), points, front, x)
+            for row in _on(engine, chosen):
+                axes.plot(row[x], 100 * row["dev_score"], **RING, zorder=5)
             axes.set_title(f"engine {engine}")
         _scale(panels, points, choice, x)
         _note_missing(panels[0], points, invalid)
         panels[0].set_ylabel(f"{points[0]['metric']} on dev, %")
         figure.supxlabel(X_AXES[x], fontsize=10)
         figure.suptitle(f"{choice.task}, {choice.shape}: score against measured speed-up", fontsize=12)
-        figure.legend(handles=_legend(points, choice), loc="outside right center", fontsize=9)
+        figure.legend(handles=_legend(points, choice, bool(chosen)), loc="outside right center", fontsize=9)
         lay_out(figure)  # before labels are placed in it
         for axes, engine in zip(panels, engines, strict=True):
-            named = [row for row in [*_chosen(choice), *front] if row["engine"] == engine]
-            _annotate(axes, named, points, x)
+            _annotate(axes, _on(engine, chosen), _on(engine, front), points, x)
         return save(figure, folder, f"front_{slug(choice.task)}_{slug(choice.shape)}")
 
 
@@ -113,16 +130,14 @@ def _panel(axes: Axes, shown: list[Row], points: list[Row], front: list[Row], x:
         axes.plot(row[x], row["dev_score"] * 100, marker=marker, color=colour, zorder=zorder, **style)
 
 
-def _chosen(choice: Choice) -> list[Row]:
-    """The two answers that compete: early exit and fewer layers."""
-    return [answer.run for kind in COMPETING if (answer := choice.answers.get(kind)) is not None]
+def _chosen(choice: Choice, x: str) -> list[Row]:
+    """The two answers that compete, early exit and fewer layers, where they can be drawn."""
+    runs = [answer.run for kind in COMPETING if (answer := choice.answers.get(kind)) is not None]
+    return [run for run in runs if None not in (run[x], run["dev_score"])]
 
 
-def _mark_answers(axes: Axes, choice: Choice, engine: str, x: str) -> None:
-    for run in _chosen(choice):
-        if run["engine"] == engine and None not in (run[x], run["dev_score"]):
-            point = (run[x], run["dev_score"] * 100)
-            axes.plot(*point, "o", markersize=18, markerfacecolor="none", markeredgecolor="black", zorder=5)
+def _on(engine: str, rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["engine"] == engine]
 
 
 def _scale(panels: list[Axes], points: list[Row], choice: Choice, x: str) -> None:
@@ -148,12 +163,12 @@ def _scale(panels: list[Axes], points: list[Row], choice: Choice, x: str) -> Non
 
 def _note_missing(axes: Axes, points: list[Row], invalid: int) -> None:
     below = sum(score < axes.get_ylim()[0] for score in _percent(points))
-    remarks = [f"{below} points lie below this axis"] if below else []
-    remarks += [f"{invalid} INVALID left out"] if invalid else []
+    remarks = [f"points below this axis: {below}"] if below else []
+    remarks += [f"INVALID runs left out: {invalid}"] if invalid else []
     axes.text(0.01, 0.01, "; ".join(remarks), transform=axes.transAxes, fontsize=8, color="0.3")
 
 
-def _legend(points: list[Row], choice: Choice) -> list[Line2D]:
+def _legend(points: list[Row], choice: Choice, ringed: bool) -> list[Line2D]:
     def key(label: str, **style: Any) -> Line2D:
         handle = Line2D([], [])
         handle.set(**({"label": label, "linestyle": "none", "color": "0.35"} | style))
@@ -169,51 +184,54 @@ def _legend(points: list[Row], choice: Choice) -> list[Line2D]:
         handles.append(key("exits that never fire", marker="o", **ROLE_STYLES["exits never fire"]))
     if "truncated" in roles:
         handles.append(key("truncated network (line: by layer)", marker="X"))
-    handles.append(key("Pareto front on dev", linestyle="-", linewidth=5, alpha=0.3))
-    if _chosen(choice):
-        handles.append(
-            key(
-                "chosen on tune, within the floor",
-                marker="o",
-                markersize=14,
-                markerfacecolor="none",
-                markeredgecolor="k",
-            )
-        )
+    whose = ", all engines" if len({row["engine"] for row in points}) > 1 else ""
+    handles.append(key(f"Pareto front on dev{whose}", linestyle="-", linewidth=5, alpha=0.3))
+    if ringed:
+        handles.append(key("chosen on tune, within the floor", **RING))
     if choice.reference is not None:
         handles.append(key("float32, no exits: dev score", linestyle=(0, (1, 3))))
     return handles
 
 
-def _annotate(axes: Axes, named: list[Row], points: list[Row], x: str) -> None:
-    """Name the first of the given points, each where it covers neither a point nor another name."""
+def _annotate(axes: Axes, chosen: list[Row], front: list[Row], points: list[Row], x: str) -> None:
+    """Name the first of the chosen points and the front, each where it covers no point and disturbs no other name."""
     by_method = colours(_methods(points))
-    at = [(row[x], row["dev_score"] * 100) for row in points]
-    taken = [Bbox.from_bounds(px - 6, py - 6, 12, 12) for px, py in axes.transData.transform(at)]
+    marks = [*((row, 6) for row in points), *((row, 13) for row in chosen)]  # half of a marker, of a ring, in pixels
+    taken = [Bbox([at - half, at + half]) for row, half in marks for at in [_pixels(axes, row, x)]]
     low, high = axes.get_ylim()
-    seen = {row["run_id"]: row for row in named if None not in (row[x], row["dev_score"])}
-    visible = [row for row in seen.values() if low <= row["dev_score"] * 100 <= high]
-    for row in visible[:LABELS]:
-        label = Label(row["configuration"], (row[x], row["dev_score"] * 100), by_method[row["method"] or ""])
-        place = _free_place(axes, label, taken)
+    seen = {row["run_id"]: row for row in [*chosen, *front]}
+    visible = [row for row in seen.values() if low <= row["dev_score"] * 100 <= high][:LABELS]
+    alike = Counter((row["method"], row["configuration"]) for row in visible)
+    places: list[Place] = []
+    for row in visible:
+        text = row["configuration"]
+        if alike[row["method"], text] > 1:
+            text += f", {kind_of(row['recipe'])}"
+        label = Label(text, (row[x], row["dev_score"] * 100), by_method[row["method"] or ""])
+        place = _free_place(axes, label, taken, places)
         if place is not None:
-            taken.append(place)
+            places.append(place)
 
 
-def _free_place(axes: Axes, label: Label, taken: list[Bbox]) -> Bbox | None:
+def _pixels(axes: Axes, row: Row, x: str) -> np.ndarray:
+    return axes.transData.transform((row[x], row["dev_score"] * 100))
+
+
+def _free_place(axes: Axes, label: Label, taken: list[Bbox], places: list[Place]) -> Place | None:
     """Write the label at the nearest free place around its point; nothing is written where all are taken."""
-    inside = axes.get_window_extent()
-    for distance in (14, 30, 48, 70, 95, 125):
-        for dx, dy in ((1, 0.3), (1, 0.8), (0.4, 1), (-0.3, 1), (1, -0.3), (-1, 0.6), (-0.3, -1), (-1, -0.6)):
-            offset = (dx * distance, dy * distance)
+    inside, point = axes.get_window_extent(), axes.transData.transform(label.at)
+    for distance in (14, 22, 30, 40, 52, 66, 82):
+        for angle in (17, 39, -17, 68, -39, 107, -68, 149, -107, -149):
+            offset = (distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle)))
             trial = _write(axes, label, offset)
             box = trial.get_window_extent().padded(2)
             trial.remove()
+            place = Place(box, Line(np.vstack([point, box.get_points().mean(axis=0)])))
             within = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
-            if within and not any(box.overlaps(other) for other in taken):
+            if within and not any(map(box.overlaps, taken)) and not any(map(place.disturbs, places)):
                 line = {"arrowstyle": "-", "color": "0.4", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
                 _write(axes, label, offset, arrowprops=line)
-                return box
+                return place
     return None
 
 

@@ -16,6 +16,11 @@ from reports.rules import ExitShift, MeanLayerChange, Records, ScoreDrop, SizeGr
 from reports.runs import load_runs
 from reports.summaries import Summary, summarize
 
+NOTE = """\
+# Limits to begin with: change them to what matters to you. That of speedup_drop is 0.1 or, where the noisiest of these
+# runs cannot tell a tenth from noise, what it can tell; with more `timing: repeats` in the suite it can be lower.
+"""
+
 
 class Acceptance(Config):
     """Why a baseline is what it is: the reason that was given, when (UTC), and the revisions that were measured."""
@@ -65,8 +70,8 @@ def init(gate_path: Path, folder: Path) -> Path:
         UserError: there is a baseline already, or the runs cannot be one (see `accept`).
     """
     if not gate_path.exists():
-        text = yaml.safe_dump(_first_gate(gate_path.stem, folder), sort_keys=False, default_flow_style=None, width=120)
-        write_text(gate_path, text)
+        gate = _first_gate(gate_path.stem, folder)
+        write_text(gate_path, NOTE + yaml.safe_dump(gate, sort_keys=False, default_flow_style=None, width=120))
     path = baseline_path(gate_path, read_gate(gate_path))
     if path.exists():
         raise UserError(f"{str(path)!r} exists; `gate accept --reason TEXT` replaces it and keeps its history")

@@ -3,6 +3,7 @@
 from typing import Any
 
 from benchmarks.records import CheckpointInfo, RunRecord
+from reports.baselines import is_int8
 from reports.runs import Row, Runs
 
 BASELINE_NAMES = {
@@ -11,6 +12,11 @@ BASELINE_NAMES = {
     "float32_same_engine": "float32 without exits on its engine",
     "best_truncated": "best truncated network within the floor",
 }
+
+
+def heading(runs: Runs) -> str:
+    """What a folder is headed by: the suites whose runs it holds."""
+    return f"ExitBench: {', '.join(sorted({record.suite for record in runs.records.values()}))}"
 
 
 def header_notes(runs: Runs, rows: list[Row]) -> list[str]:
@@ -27,6 +33,7 @@ def caveats(runs: Runs, rows: list[Row]) -> list[str]:
         *_checkpoints(records),
         *_calibration(records),
         *_coverage(runs, rows),
+        *_kernels(records),
         *_baselines(runs, rows),
         *_grades(rows),
         *_parity(rows),
@@ -67,7 +74,9 @@ def machine(records: list[RunRecord]) -> list[str]:
         else:
             varying.append(f"{name} {_range(values)}")
     lines = [f"Machine: {'; '.join(same)}."] if same else []
-    return lines + ([f"Differs between runs: {'; '.join(varying)}."] if varying else [])
+    lines += [f"Differs between runs: {'; '.join(varying)}."] if varying else []
+    begun = sorted(record.started_at[:16].replace("T", " ") for record in records)
+    return [*lines, f"Sessions began from {begun[0]} to {begun[-1]} (UTC)."]
 
 
 def _flat(environment: dict[str, Any]) -> dict[str, str]:
@@ -144,6 +153,14 @@ def _coverage(runs: Runs, rows: list[Row]) -> list[str]:
             line = f"{row['recipe']} on {row['engine']}: {found.int8_ops} of {found.linear_ops} linear ops run in INT8"
             lines.append(f"{line} ({others})." if others else f"{line}.")
     return list(dict.fromkeys(lines))
+
+
+def _kernels(records: list[RunRecord]) -> list[str]:
+    """A warning where INT8 was timed without instructions for it."""
+    flags = [record.environment["kernel_flags"] for record in records if "kernel_flags" in record.environment]
+    if not any(map(is_int8, records)) or all("vnni" in " ".join(found) or "amx" in " ".join(found) for found in flags):
+        return []
+    return ["A CPU here has neither VNNI nor AMX: INT8 is hardly faster than float32 on it."]
 
 
 def _baselines(runs: Runs, rows: list[Row]) -> list[str]:

@@ -3,9 +3,10 @@
 LPOT's is the table of tuned models in the README of Intel's Low Precision Optimization Tool (now Neural Compressor).
 """
 
+from collections import defaultdict
 from typing import NamedTuple
 
-from reports.choice import Choice
+from reports.choice import Choice, lowest_allowed
 from reports.runs import Row, Runs
 from reports.seeds import seeds_table
 from reports.speed_axis import read_curves, speed_table
@@ -25,6 +26,7 @@ class Published(NamedTuple):
     pabee: dict[str, float]
 
 
+THEIRS = "published:"
 _GLUE = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"]
 _THREE = ["mnli", "sst2", "stsb"]
 
@@ -53,10 +55,10 @@ def other_tables(runs: Runs, choices: list[Choice]) -> list[OtherTable]:
 
 def lpot(runs: Runs) -> OtherTable:
     """FP32 against INT8 for each whole network without exits, as LPOT's table of models shows them."""
-    peers = {_network(row): row for row in runs.rows if row["role"] == "no exits" and row["recipe"] == "float32"}
+    peers = {_network(row): row for row in runs.rows if _is_whole(row) and row["recipe"] == "float32"}
     rows = []
     for row in runs.rows:
-        if row["role"] != "no exits" or not row["recipe"].startswith("int8") or row["status"] == "error":
+        if not _is_whole(row) or not row["recipe"].startswith("int8") or row["status"] == "error":
             continue
         fp32 = peers.get(_network(row), {})
         known = None not in (row["dev_score"], fp32.get("dev_score")) and fp32["dev_score"]
@@ -86,17 +88,21 @@ def lpot(runs: Runs) -> OtherTable:
 
 
 def papers(runs: Runs, choices: list[Choice]) -> OtherTable:
-    """A row for each task, backbone and recipe, and the published rows of that task below ours.
+    """A row for each task, backbone and recipe that ran whole, and the published rows of that task below ours.
 
     The first shape of each task is taken: it changes the time, not what the papers print.
     """
     rows: list[Row] = []
+    share = choices[0].relative_floor
     for task in dict.fromkeys(choice.task for choice in choices):
         found = next(group for name, _, group in runs.groups() if name == task)
-        networks = dict.fromkeys((row["backbone"], row["recipe"]) for row in found if row["dev_score"] is not None)
-        for backbone, recipe in networks:
-            rows.append(_ours(task, [row for row in found if (row["backbone"], row["recipe"]) == (backbone, recipe)]))
-        rows += [_theirs(task, published) for published in PUBLISHED if task in published.full_depth]
+        networks: dict[tuple[str, str], list[Row]] = defaultdict(list)
+        for row in found:
+            if None not in (row["dev_score"], row["tune_score"]):
+                networks[row["backbone"], row["recipe"]].append(row)
+        ours = [_ours(task, scored, share) for scored in networks.values() if any(map(_is_whole, scored))]
+        theirs = [_theirs(task, published) for published in PUBLISHED if task in published.full_depth]
+        rows += [*ours, *theirs] if ours else []
     columns = [
         Column("task", 0, text("task"), text=True),
         Column("network", 0, text("network"), text=True),
@@ -104,11 +110,14 @@ def papers(runs: Runs, choices: list[Choice]) -> OtherTable:
         *[Column(method, 0, text(method)) for method in OWN_POLICY],
     ]
     notes = [
-        "Dev scores in percent. Of each method, with its paper's own policy, the run that saves most layers within"
-        " the floor on tune; empty where there is none.",
-        "Published rows are theirs, not measured here: dev scores and the one speed-up over all tasks as printed by"
-        " Zhou et al. 2020 (PABEE). Xin et al. 2020 (DeeBERT) save up to about 40 % of the time at minimal loss.",
+        "Dev scores in percent. Of each method, with its paper's own policy, the run that saves most layers while on"
+        f" tune it stays within {share * 100:g} % of the full depth beside it; empty where there is none.",
     ]
+    if any(row["network"].startswith(THEIRS) for row in rows):
+        notes.append(
+            "Published rows are theirs, not measured here: dev scores and the one speed-up over all tasks as printed by"
+            " Zhou et al. 2020 (PABEE). Xin et al. 2020 (DeeBERT) save up to about 40 % of the time at minimal loss."
+        )
     return OtherTable("In the papers' shape", columns, rows, notes)
 
 
@@ -116,23 +125,27 @@ def _network(row: Row) -> tuple:
     return tuple(row[name] for name in ("task", "shape", "checkpoint", "engine"))
 
 
-def _ours(task: str, rows: list[Row]) -> Row:
-    ours: Row = {"task": task, "network": f"ours: {rows[0]['backbone'] or 'unknown'}, {rows[0]['recipe']}"}
-    whole = [row for row in rows if row["role"] == "no exits" and row["tune_score"] is not None]
-    best = max(whole, key=lambda row: row["tune_score"], default={"dev_score": None})
+def _is_whole(row: Row) -> bool:
+    return row["role"] == "no exits"
+
+
+def _ours(task: str, rows: list[Row], share: float) -> Row:
+    best = max(filter(_is_whole, rows), key=lambda row: row["tune_score"])
+    floor = lowest_allowed(best["tune_score"], share)
+    ours = {"task": task, "network": f"ours: {best['backbone'] or 'unknown'}, {best['recipe']}"}
     ours["full depth"] = number("dev_score", 1, 100)(best)
-    return ours | {method: _method_cell(method, policy, rows) for method, policy in OWN_POLICY.items()}
+    return ours | {method: _method_cell(method, policy, rows, floor) for method, policy in OWN_POLICY.items()}
 
 
-def _method_cell(method: str, policy: str, rows: list[Row]) -> str | None:
+def _method_cell(method: str, policy: str, rows: list[Row], floor: float) -> str | None:
     """`88.6 (entropy 0.2: 57 % of layers saved)`, or nothing."""
     allowed = [
         row
         for row in rows
         if (row["method"], row["role"], row["policy"].split()[0]) == (method, "early exit", policy)
-        and row["within_floor"]
         and row["validity"] != "INVALID"
-        and None not in (row["layer_saving"], row["dev_score"])
+        and row["layer_saving"] is not None
+        and row["tune_score"] >= floor
     ]
     if not allowed:
         return None
@@ -144,7 +157,7 @@ def _theirs(task: str, published: Published) -> Row:
     empty: Row = dict.fromkeys(OWN_POLICY)
     return empty | {
         "task": task,
-        "network": f"published: {published.backbone} (theirs)",
+        "network": f"{THEIRS} {published.backbone} (theirs)",
         "full depth": f"{published.full_depth[task]:.1f}",
         "pabee": f"{published.pabee[task]:.1f} ({published.speedup:.2f}x)",
     }

@@ -7,11 +7,11 @@ import numpy as np
 import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from reports.choice import Choice
+from reports.choice import Answer, Choice
 from reports.drawing import LINES, colours, kind_of, markers
 from reports.exits_plot import SIDES
 from reports.front import COMPETING, WITHOUT_EXITS, X_AXES, pareto_front, plotted, score_range
-from reports.notes import caveats, describe, failures, invalid, machine
+from reports.notes import caveats, describe, failures, heading, invalid, machine
 from reports.runs import Row, Runs
 from reports.shifts import Shift, find_shifts, read_moved
 from reports.tables import COLUMNS, LEGEND, OtherTable, answer_columns, answer_lines, fitting
@@ -47,6 +47,7 @@ def page_html(folder: Path, runs: Runs, choices: list[Choice], others: list[Othe
     environment.trim_blocks = environment.lstrip_blocks = True
     grouped = list(zip(choices, runs.groups(), strict=True))
     return environment.get_template("page.html").render(
+        heading=heading(runs),
         style=_read("page.css"),
         library=_inline(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")),
         script=_inline(_read("charts.js") + _read("page.js")),
@@ -79,8 +80,8 @@ def _name(choice: Choice) -> str:
 
 def _described(runs: Runs, choice: Choice, rows: list[Row]) -> dict[str, Any]:
     """What the page says of one task and shape."""
-    within = [answer.run for answer in choice.answers.values() if answer.within_floor]
-    fastest = min(within, key=lambda run: run["latency_s_per_example"], default=None)
+    within = [answer for answer in choice.answers.values() if answer.within_floor]
+    fastest = min(within, key=lambda answer: answer.run["latency_s_per_example"], default=None)
     return {
         "name": _name(choice),
         "choice": choice,
@@ -91,13 +92,14 @@ def _described(runs: Runs, choice: Choice, rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def _outcome(run: Row) -> str:
+def _outcome(answer: Answer) -> str:
     """What runs, its time, its speed-up and its score, as far as they are known."""
+    run = answer.run
     said = [f"{run['latency_s_per_example'] * 1000:.3g} ms an example"]
     if run["speedup_best_int8"] is not None:
         said.append(f"{run['speedup_best_int8']:.2f}x INT8 without exits")
     if run["dev_score"] is not None:
-        said.append(f"{run['dev_score'] * 100:.1f} % on dev")
+        said.append(f"{run['dev_score'] * 100:.1f} % on dev{' (below the floor there)' if answer.below_on_dev else ''}")
     return f"{describe(run)}: {', '.join(said)}"
 
 

@@ -167,7 +167,10 @@ class SpeedupDrop(_Selecting):
         return _against(before, after, name, lambda run: run.speedups.get(self.over), compare, self._refusal)
 
     def _refusal(self, before: Summary, after: Summary) -> str | None:
-        return other_machine(before, after) if self.across_machines is None else None
+        """Where rows leave, and so what exits save, depends on the data."""
+        return other_data(before, after, "dev") or (
+            other_machine(before, after) if self.across_machines is None else None
+        )
 
 
 class SizeGrowth(_Selecting):

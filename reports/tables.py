@@ -1,7 +1,7 @@
 """Results as tables: on the console, as Markdown, CSV and JSON. What is printed in percent says so."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from reports.choice import KINDS, Answer, Choice
 from reports.columns import COLUMNS as FIELDS
 from reports.columns import METRIC_TEXT
 from reports.frame import to_frame
-from reports.notes import describe, failures, header_notes
+from reports.notes import describe, failures, header_notes, heading
 from reports.runs import Row, Runs
 
 Cell = Callable[[Any], str]
@@ -124,6 +124,11 @@ def _kept(choice: Choice) -> Cell:
     )
 
 
+def _floor_note(answer: Answer) -> str:
+    below = [split for split, is_below in (("tune", not answer.within_floor), ("dev", answer.below_on_dev)) if is_below]
+    return f"below the floor on {' and '.join(below)}" if below else ""
+
+
 def _of(cell: Cell) -> Cell:
     return lambda answer: cell(answer.run)
 
@@ -142,7 +147,7 @@ def answer_columns(choice: Choice) -> list[Column]:
         Column("x INT8", 0, _of(number("speedup_best_int8", 2))),
         Column("x INT8 95 %", 1, _of(interval("speedup_best_int8", 2))),
         Column("x fewer layers", 0, _versus),
-        Column("note", 0, lambda answer: "" if answer.within_floor else "below the floor", text=True),
+        Column("note", 0, _floor_note, text=True),
     ]
 
 
@@ -155,7 +160,7 @@ def answer_lines(choice: Choice) -> list[str]:
             f" {choice.relative_floor * 100:g} % below float32 without exits. Read once on dev."
         )
     if choice.invalid:
-        lines.append(f"{choice.invalid} INVALID runs were left out.")
+        lines.append(f"INVALID runs left out: {choice.invalid}.")
     return lines
 
 
@@ -181,7 +186,7 @@ def markdown_text(
 
     `images`: (task, shape) -> files beside it.
     """
-    lines = ["# Results", "", "Scores are in percent. Every column of `results.csv` is described in"]
+    lines = [f"# {_safe(heading(runs))}", "", "Scores are in percent. Every column of `results.csv` is described in"]
     lines += ["[results_columns.md](results_columns.md).", "", "## The answer", ""]
     for choice in choices:
         lines += [f"**{_safe(choice.task)}, {_safe(choice.shape)}.** {choice.sentence}", ""]
@@ -191,9 +196,9 @@ def markdown_text(
     for task, shape, rows in runs.groups():
         lines += [f"## {_safe(task)}: {_safe(shape)}", ""]
         lines += [f"- {_safe(line)}" for line in header_notes(runs, rows)]
-        lines += ["", *_markdown_table(COLUMNS, rows), ""]
         lines += [f"- Failed: {_safe(line)}" for line in failures(rows)] + [""]
         lines += [line for name in images.get((task, shape), []) for line in (f"![{name}]({name})", "")]
+        lines += [*_markdown_table(COLUMNS, rows), ""]
     for other in others:
         lines += [f"## {other.title}", "", *[f"- {line}" for line in other.notes], ""]
         lines += [*_markdown_table(other.columns, other.rows), ""]
@@ -201,8 +206,8 @@ def markdown_text(
     return "\n".join(_without_double_blanks(lines)) + "\n"
 
 
-def print_tables(console: Console, runs: Runs, choices: list[Choice], others: Sequence[OtherTable] = ()) -> None:
-    """The answers, the tables and the others, in what columns the console has room for."""
+def print_tables(console: Console, runs: Runs, choices: list[Choice], others: list[OtherTable]) -> None:
+    """The answers and the tables, in what columns the console has room for."""
     for choice in choices:
         console.print(Text(f"{choice.task}, {choice.shape}", style="bold"))
         console.print(Text(choice.sentence))
@@ -241,7 +246,7 @@ def _print_table(console: Console, columns: list[Column], rows: list[Any]) -> No
     kept = fitting(columns, rows, console.width)
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in kept:
-        title = column.title.replace(" ", "\n")  # else rich would narrow cells to keep a long title on one line
+        title = Text(column.title.replace(" ", "\n"))  # else rich would narrow cells to keep a long title on one line
         table.add_column(title, justify="left" if column.text else "right", overflow="fold")
     for row in rows:
         table.add_row(*[Text(column.cell(row)) for column in kept])

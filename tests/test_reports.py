@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.path import Path as Line
+from matplotlib.transforms import Bbox
 from rich.console import Console
 
 from benchmarks.records import Coverage, Parity, examples_path, timings_path, write_columns
@@ -18,16 +20,19 @@ from reports.__main__ import main
 from reports.choice import Choice, apply_floor, choose
 from reports.exits_plot import pairs, spaced
 from reports.frame import load_frame
-from reports.front import pareto_front
+from reports.front import Place, pareto_front
 from reports.notes import failures, header_notes
 from reports.other_tables import lpot, other_tables, papers
 from reports.runs import Row, Runs, load_runs
+from reports.shift_plot import draw_shift
 from reports.shifts import find_shifts, read_moved
 from tests.fake_runs import (
     ENTROPY,
+    FLOAT32,
     INT8,
     SHAPE,
     add,
+    add_drawn_examples,
     add_timings,
     checkpoint,
     early,
@@ -278,7 +283,17 @@ def test_choice(folder: Path):
     assert [versus.ratio.estimate for versus in over.values() if versus] == pytest.approx([1.5, 1, 0.6, 1.5 / 8])
     assert not any(versus.by_sessions for versus in over.values() if versus)
     assert choice.sentence.startswith("Early exit wins: 1.50x as fast as the best truncated network (95 % interval 1.")
-    assert choice.sentence.endswith("at 89.0 % against 87.0 % on dev.")
+    assert choice.sentence.endswith(
+        "at 89.0 % against 87.0 % on dev. On dev, early exit and the truncated network fell below the floor that was"
+        " kept on tune."
+    )
+    notes = [column.cell for column in tables.answer_columns(choice) if column.title == "note"]
+    assert {kind: note(answer) for kind, answer in choice.answers.items() for note in notes} == {
+        "early exit": "below the floor on dev",
+        "truncated": "below the floor on dev",
+        "int8": "below the floor on dev",
+        "float32": "",
+    }
 
 
 def test_choice_reads_tune_and_not_dev(tmp_path: Path):
@@ -382,6 +397,7 @@ def test_header_notes(folder: Path):
     assert "best truncated network within the floor 1.5 ms (int8_static(kl) on openvino, 2 of 4 layers)" in text
     assert "agree on every timed row of 3 runs" in text
     assert "Timing only" in text
+    assert "Sessions began from 2026-01-01 00:00 to 2026-01-01 00:00 (UTC)." in text
     assert failures(runs.rows) == ["pabee, float32 on openvino, patience 2: no g++ | found"]
 
 
@@ -390,6 +406,15 @@ def test_environments_that_differ_are_said(tmp_path: Path):
         add(tmp_path, record(str(i), environment={"cpu_model": f"cpu {i % 2}", "steal": i / 2}))
     runs = apply_floor(load_runs(tmp_path))
     assert "Differs between runs: cpu model cpu 0 / cpu 1; steal 0 to 1." in header_notes(runs, runs.rows)
+
+
+@pytest.mark.parametrize(
+    ("flags", "warned"), [(["avx2"], True), (["avx2", "avx512_vnni"], False), (["amx_int8"], False)]
+)
+def test_int8_without_its_instructions_is_warned_of(tmp_path: Path, flags: list[str], warned: bool):
+    add(tmp_path, record("int8", recipe=INT8, environment={"kernel_flags": flags}))
+    runs = apply_floor(load_runs(tmp_path))
+    assert any("neither VNNI nor AMX" in line for line in header_notes(runs, runs.rows)) == warned
 
 
 def rendered(folder: Path, output: Path) -> dict[str, bytes]:
@@ -416,7 +441,8 @@ def test_markdown(folder: Path):
         other_tables(runs, choose(runs)),
     )
     answer, table = text.index("## The answer"), text.index("## sst2: batch 1, padding longest, threads 2")
-    assert answer < table < text.index("![front.png](front.png)")
+    assert text.startswith("# ExitBench: fake\n")
+    assert answer < table < text.index("![front.png](front.png)") < text.index("| model |")
     assert "Scores are in percent" in text[:answer]
     assert table < text.index("## In LPOT's shape") < text.index("## In the papers' shape")
     assert "\n\n\n" not in text
@@ -476,9 +502,15 @@ def test_papers_table_takes_each_method_with_its_own_policy(tmp_path: Path):
     add(tmp_path, early("saves most", patience[1], dev=0.88, tune=0.9, exit_counts=saving[1]), 2.0)
     add(tmp_path, early("saves less", patience[2], dev=0.89, tune=0.9, exit_counts=saving[2]), 3.0)
     add(tmp_path, early("not PABEE", ENTROPY, dev=0.92, tune=0.9, exit_counts=saving[0]), 1.0)
+    weak = {"checkpoint": checkpoint("deebert", "weak"), "session": "s2"}
+    add(tmp_path, record("weak-fp32", dev=0.7, tune=0.7, **weak), 8.0)
+    add(tmp_path, early("weak-early", ENTROPY, dev=0.68, tune=0.7, exit_counts=saving[1], **weak), 8.0)
+    add(tmp_path, early("never whole", ENTROPY, recipe=INT8), 8.0)
     runs = rendered_runs(tmp_path)
     table = papers(runs, choose(runs))
     rows = [[column.cell(row) for column in table.columns] for row in table.rows]
+    # Each network is held to its own full depth, however good others are.
+    assert rows.pop(0)[1:5] == ["ours: weak, float32", "70.0", "", "68.0 (entropy 0.2: 50 % of layers saved)"]
     assert rows[0][:4] == ["sst2", "ours: models/minilm, float32", "90.0", "88.0 (patience 2: 50 % of layers saved)"]
     assert rows[0][4:] == ["", "", ""]
     assert rows[1] == ["sst2", "published: ALBERT-base (theirs)", "92.8", "93.0 (1.57x)", "", "", ""]
@@ -511,11 +543,46 @@ def rendered_runs(folder: Path) -> Runs:
     return apply_floor(load_runs(folder))
 
 
+def test_shift_plot_is_of_the_chosen_early_exit(tmp_path: Path):
+    add(tmp_path, record("fp32"), 8.0)
+    for threshold, ms in ((0.1, 4.0), (0.2, 2.0)):
+        for recipe in (FLOAT32, INT8):
+            policy = {"kind": "entropy", "threshold": threshold}
+            run = early(f"{recipe['kind']}-{threshold}", policy, recipe=recipe)
+            add(tmp_path, run, ms / (2 if recipe is INT8 else 1))
+            add_drawn_examples(tmp_path, run)
+    runs = rendered_runs(tmp_path)
+    (choice,) = choose(runs)
+    names = draw_shift(tmp_path, runs.rows, choice, tmp_path / "plots")
+    assert names == [f"shift_sst2_batch-1-padding-longest-threads-2.{kind}" for kind in ("png", "svg")]
+    drawn = (tmp_path / "plots" / names[1]).read_text()
+    assert "int8_static(kl) on openvino, entropy 0.2" in drawn
+    assert "the same exit on 100.0 % of dev rows; mean exit layer +0.00; 0 labels differ" in drawn
+    examples_path(tmp_path, "int8_static-0.2").unlink()
+    draw_shift(tmp_path, runs.rows, choice, tmp_path / "plots")
+    assert "entropy 0.1" in (tmp_path / "plots" / names[1]).read_text()
+    examples_path(tmp_path, "int8_static-0.1").unlink()
+    assert draw_shift(tmp_path, runs.rows, choice, tmp_path / "plots") == []
+
+
+def test_names_on_the_front_do_not_disturb_each_other():
+    def place(x: float, y: float, point: tuple[float, float]) -> Place:
+        return Place(Bbox.from_bounds(x, y, 10, 4), Line([point, (x + 5, y + 2)]))
+
+    name = place(0, 0, (20, 2))
+    assert name.disturbs(place(5, 2, (5, 20)))  # covered
+    assert name.disturbs(place(40, 0, (-5, 2)))  # the other's line runs through it
+    assert place(40, 0, (-5, 2)).disturbs(name)
+    assert name.disturbs(place(11, -10, (17, 10)))  # lines cross
+    assert not name.disturbs(place(0, 10, (20, 12)))
+
+
 @pytest.mark.parametrize("width", [80, 120, 160, 240])
 def test_console_fits(folder: Path, width: int):
     runs = apply_floor(load_runs(folder))
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    tables.print_tables(console, runs, choose(runs))
+    choices = choose(runs)
+    tables.print_tables(console, runs, choices, other_tables(runs, choices))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
     assert "Early exit wins" in text
@@ -560,6 +627,7 @@ def test_render_of_failures_alone(tmp_path: Path):
     files = rendered(tmp_path, tmp_path / "report")
     assert set(files) == FILES
     assert all(b"nothing works" in files[name] for name in ("results.md", "results.json", "index.html"))
+    assert b"theirs" not in files["results.md"]  # published figures stand beside ours, not alone
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 /* Each function makes one Vega-Lite specification from the runs it is given. Colours and marks come with the data. */
 const data = JSON.parse(document.getElementById("data").textContent);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const isNarrow = () => matchMedia("(max-width: 40rem)").matches;
 const scaleOf = (map) => ({ domain: Object.keys(map), range: Object.values(map) });
 const number = (field, title, format) => ({ field, title, format, type: "quantitative" });
 const sum = (counts) => counts.reduce((total, count) => total + count, 0);
@@ -11,7 +12,7 @@ const OUTCOME = [
   number("score", "dev %", ".2f"),
   number("speedup", "speed-up", ".2f"),
   number("mean_exit_layer", "mean layer", ".2f"),
-  number("ms", "ms / example", ".4f"),
+  number("ms", "ms / example", ".3f"),
 ];
 const colour = { field: "method", type: "nominal", scale: scaleOf(data.colours), title: "method" };
 
@@ -36,7 +37,7 @@ function front(runs, engine, group) {
   return {
     title: `engine ${engine}`,
     description: `Dev score against speed-up of ${drawn.length} runs on ${engine}; the table holds the figures.`,
-    height: 270,
+    height: 255,
     encoding: {
       x: {
         ...number("speedup", group.x_title),
@@ -93,7 +94,7 @@ function shiftMatrix(matrix) {
   const axis = (field, title) => ({
     field, title, type: "ordinal", scale: { domain: matrix.map((_, i) => i + 1) }, axis: { labelAngle: 0 },
   });
-  const legend = { title: "share of the row", format: ".0%", values: [0, 0.5, 1] };
+  const legend = { title: "share of the float32 layer", format: ".0%", values: [0, 0.5, 1] };
   const tooltip = [
     { field: "from", title: "float32 layer" },
     { field: "to", title: "INT8 layer" },
@@ -108,7 +109,7 @@ function shiftMatrix(matrix) {
     encoding: { x: axis("to", "exit layer in INT8"), y: axis("from", "exit layer in float32") },
     layer: [
       {
-        mark: "rect",
+        mark: { type: "rect", stroke: css("--line") },
         encoding: { color: { ...number("share"), scale: { scheme: "cividis", domain: [0, 1] }, legend }, tooltip },
       },
       {
@@ -130,7 +131,7 @@ function latencies(runs) {
   const tooltip = [OUTCOME[0], ...percents.map((p) => number(p, `${p} ms`, ".3f"))];
   const span = (mark, low, high) => ({
     mark: { yOffset: 6, ...mark },
-    encoding: { x: number(low, "ms a batch"), x2: { field: high }, color: colour, tooltip },
+    encoding: { x: { ...number(low, "ms a batch"), axis: { tickCount: 8 } }, x2: { field: high }, color: colour, tooltip },
   });
   return {
     description: `Latency quantiles of ${values.length} runs; the table of runs holds p50 and p95.`,
@@ -145,7 +146,7 @@ function latencies(runs) {
         encoding: { x: number("p50"), size: { value: 13 } },
       },
       {
-        mark: { type: "text", align: "left", dy: -7, aria: false },
+        mark: { type: "text", align: "left", dy: -7, fontSize: isNarrow() ? 8.5 : 11, aria: false },
         encoding: { x: { value: 0 }, text: { field: "name" } },
       },
     ],
@@ -156,6 +157,9 @@ function latencies(runs) {
 function look() {
   const [ink, faint, line] = ["--ink", "--faint", "--line"].map(css);
   const axis = { labelColor: faint, titleColor: ink, gridColor: line, domainColor: line, tickColor: line };
+  const narrow = isNarrow(); /* one legend below the other */
+  const layout = { bottom: { anchor: "start", margin: 16, direction: narrow ? "vertical" : "horizontal" } };
+  const legends = { orient: "bottom", columns: narrow ? 1 : 3, layout };
   return {
     background: null,
     font: "system-ui, sans-serif",
@@ -163,6 +167,6 @@ function look() {
     text: { fill: ink },
     title: { color: ink, fontSize: 13 },
     axis: { ...axis, titleFontWeight: "normal" },
-    legend: { orient: "bottom", columns: 3, labelColor: faint, titleColor: ink, labelLimit: 300 },
+    legend: { ...legends, labelColor: faint, titleColor: ink, labelLimit: 300 },
   };
 }

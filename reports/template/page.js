@@ -44,8 +44,8 @@ async function drawFronts(runs) {
   const below = runs.filter((run) => run.score < group.scores[0]).length;
   say("front-note", [
     runs.length ? "" : "No run with a score and a speed-up matches.",
-    below ? `${below} points lie below this axis.` : "",
-    group?.invalid ? `${group.invalid} INVALID left out.` : "",
+    below ? `Points below this axis: ${below}.` : "",
+    group?.invalid ? `INVALID runs left out: ${group.invalid}.` : "",
   ]);
   const charts = engines.map((_, i) => Object.assign(document.createElement("div"), { id: `front-${i}` }));
   element("fronts").replaceChildren(...charts);
