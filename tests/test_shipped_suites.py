@@ -25,8 +25,8 @@ from tests.workers import ThreadWorker
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = sorted((ROOT / "yaml_configs" / "suites").glob("*.yaml"))
-# Of the ablations, which hold every method, those are run that no other suite has, by workers without a process.
-ONLY = {"ablation_rte": "romebert", "ablation_sst2": "fastbert"}
+# Of the suites that hold every method, one is run in each, by workers without a process.
+ONLY = {"ablation_rte": "romebert", "ablation_sst2": "fastbert", "rte_mrpc_exits": "pabee", "sst2_exits": "deebert"}
 
 
 @pytest.fixture(autouse=True)
