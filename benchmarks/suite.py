@@ -220,7 +220,7 @@ class Suite(Config):
         return any(fnmatch(run.case, pattern) for pattern in self.exclude)
 
     def smoke(self) -> "Suite":
-        """Every case of every axis at toy size: few rows and layers, one setting of each policy kind and each method.
+        """Every case of every axis at toy size: few rows and layers, one policy, method and shape of each kind or size.
 
         Not every product of them: engines after the first, which may take minutes to compile, take the last recipe.
         """
@@ -244,6 +244,7 @@ class Suite(Config):
                 "checkpoints": [small_checkpoint(spec, named) for spec in _one_of_each_method(self.checkpoints)],
                 "recipes": recipes,
                 "policies": policies,
+                "shapes": list({shape.batch_size: shape for shape in reversed(self.shapes)}.values())[::-1],
                 "exclude": [*self.exclude, *exclude],
                 "timing": TimingConfig(rows=8, repeats=2, block_rows=8),
             }

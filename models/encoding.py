@@ -69,9 +69,14 @@ def collate(
 
     Returns:
         `input_ids`, `attention_mask` (1 for a token, 0 for padding) and `token_type_ids`: int64 [B, T].
+
+    Raises:
+        UserError: a row that is longer than `max_seq_length`.
     """
     tokens = [encoded.input_ids[i] for i in indices]
-    width = max_seq_length if padding == "max_length" else max(map(len, tokens))
+    if (longest := max(map(len, tokens))) > max_seq_length:
+        raise UserError(f"length: {max_seq_length} is too short for a row of {longest} tokens: give at least as many")
+    width = max_seq_length if padding == "max_length" else longest
     shape = (len(tokens), width)
     batch = {
         "input_ids": np.full(shape, pad_token_id, dtype=np.int64),

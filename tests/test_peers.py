@@ -62,7 +62,7 @@ def test_onnxruntime_in_float32_is_the_network(family: str):
     assert (program.kind, program.precision) == ("single", "float32")
 
 
-@pytest.mark.parametrize(("engine", "recipe"), product(OPEN, [Int8Native(), Int8Dynamic()]), ids=str)
+@pytest.mark.parametrize(("engine", "recipe"), list(product(OPEN, [Int8Native(), Int8Dynamic()])), ids=str)
 def test_quantized_networks_answer_nearly_as_float32(engine: str, recipe: Any):
     logits = recorded(engine, recipe, 1)
     likeness = np.corrcoef(logits.ravel(), expected().ravel())[0, 1]
