@@ -170,6 +170,7 @@ class TrialRecord(Config):
         case: the combination tried, with the dial that replay chose.
         score: on `tune`, in `metric`, replayed; None where the trial failed.
         exit_counts: `tune` rows that left at layers 1..L.
+        mse: mean squared difference between the logits of all exits and float32's, on `tune`; for strategy `mse`.
         timing: None below the floor: what may not be served is not timed.
         trial_seconds: what the trial took.
     """
@@ -189,6 +190,7 @@ class TrialRecord(Config):
     metric: str
     score: float | None = None
     exit_counts: list[int] = Field(default_factory=list)
+    mse: float | None = None
     timing: Timing | None = None
     error: str | None = None
     trial_seconds: float

@@ -8,7 +8,7 @@ Every one begins with the first option of each axis, and none tries a point twic
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -44,10 +44,16 @@ class Network(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """A point and what came of it: lower is better."""
+    """A point and what came of it: lower is better.
+
+    Attributes:
+        value: the objectives, or how far from the floor.
+        mse: how far its logits are from float32's; known where the strategy asks for it.
+    """
 
     choice: Choice
     value: float
+    mse: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,24 +147,33 @@ def following(space: Space, tried: list[Tried], name: str, seed: int) -> Choice 
 
 def _basic(space: Space, tried: list[Tried], seed: int) -> Choice | None:
     """LPOT's order: all without fall-backs; then, at the best of these, each alone; then these together, best first."""
-    known = {attempt.choice: attempt.value for attempt in tried}
+    return _fall_back(space, tried, lambda attempt: attempt.value)
+
+
+def _mse(space: Space, tried: list[Tried], seed: int) -> Choice | None:
+    """The same, but the fall-backs that bring the logits nearest to float32's come together first."""
+    return _fall_back(space, tried, lambda attempt: np.inf if attempt.mse is None else attempt.mse)
+
+
+def _fall_back(space: Space, tried: list[Tried], worth: Callable[[Tried], float]) -> Choice | None:
+    known = {attempt.choice: attempt for attempt in tried}
     ranges = [range(1 if i in space.fallbacks else size) for i, size in enumerate(space.shape)]
     if (choice := _first_unknown(itertools.product(*ranges), known)) is not None:
         return choice
-    best = min(itertools.product(*ranges), key=lambda choice: known[choice])
+    best = min(itertools.product(*ranges), key=lambda choice: known[choice].value)
 
     def with_fallbacks(*axes: int) -> Choice:
         return tuple(1 if i in axes else option for i, option in enumerate(best))
 
     if (choice := _first_unknown(map(with_fallbacks, space.fallbacks), known)) is not None:
         return choice
-    order = sorted(space.fallbacks, key=lambda axis: known[with_fallbacks(axis)])
+    order = sorted(space.fallbacks, key=lambda axis: worth(known[with_fallbacks(axis)]))
     return _first_unknown((with_fallbacks(*order[:n]) for n in range(2, len(order) + 1)), known)
 
 
 def _exhaustive(space: Space, tried: list[Tried], seed: int) -> Choice | None:
     """Every point in order."""
-    return _first_unknown(itertools.product(*map(range, space.shape)), {attempt.choice: 0.0 for attempt in tried})
+    return _first_unknown(itertools.product(*map(range, space.shape)), {attempt.choice for attempt in tried})
 
 
 def _random(space: Space, tried: list[Tried], seed: int) -> Choice:
@@ -189,12 +204,13 @@ def _bayesian(space: Space, tried: list[Tried], seed: int) -> Choice:
     return _random(space, tried, seed)
 
 
-def _first_unknown(choices: Iterator[Choice], known: dict[Choice, float]) -> Choice | None:
+def _first_unknown(choices: Iterator[Choice], known: Container[Choice]) -> Choice | None:
     return next((choice for choice in choices if choice not in known), None)
 
 
 STRATEGIES: dict[str, Callable[[Space, list[Tried], int], Choice | None]] = {
     "basic": _basic,
+    "mse": _mse,
     "bayesian": _bayesian,
     "random": _random,
     "exhaustive": _exhaustive,

@@ -6,7 +6,7 @@ What measures is given (`Bench`), so the loop is the same over a table of made-u
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -210,7 +210,7 @@ def _history(tuning: Tuning, baseline: TrialRecord, trials: list[TrialRecord]) -
             value = relative(tuning, trial.timing)
         else:
             value = FAILED if trial.score is None else BELOW_FLOOR + floor - trial.score
-        history.append(Tried(tuple(trial.choice), value))
+        history.append(Tried(tuple(trial.choice), value, trial.mse))
     return history
 
 
@@ -233,15 +233,17 @@ def _trial(
 ) -> TrialRecord:
     started, tuning = _now(), space.tuning
     floor, runs = floor_of(tuning, baseline), space.candidates(choice)
-    best = Candidate(runs[0], 0.0, [])
+    best, mse = Candidate(runs[0], 0.0, []), None
     try:
         logits = bench.record(runs[0])
+        if tuning.tuning.strategy.name == "mse":
+            mse = float(np.mean((logits - bench.record(replace(runs[0], recipe=Float32()))) ** 2))
         best = best_dial([_replayed(tuning, run, logits, labels) for run in runs], floor, tuning)
         served = best.score >= floor or tuning.tuning.exit_policy.performance_only
         timing = bench.time(best.run) if served else None
     except (WorkerError, UserError) as error:  # a recipe that breaks the numbers is a trial that failed
         return _record(tuning, identity, number, choice, best, started, error=str(error))
-    return _record(tuning, identity, number, choice, best, started, timing=timing)
+    return _record(tuning, identity, number, choice, best, started, timing=timing, mse=mse)
 
 
 def best_dial(candidates: list[Candidate], floor: float, tuning: Tuning) -> Candidate:
@@ -275,6 +277,7 @@ def _record(
     candidate: Candidate,
     started: tuple[str, float],
     timing: Timing | None = None,
+    mse: float | None = None,
     error: str | None = None,
 ) -> TrialRecord:
     run = candidate.run
@@ -291,6 +294,7 @@ def _record(
         metric=tuning.metric,
         score=candidate.score if error is None else None,
         exit_counts=candidate.exit_counts,
+        mse=mse,
         timing=timing,
         error=error,
         trial_seconds=time.perf_counter() - started[1],

@@ -11,6 +11,9 @@ import pytest
 
 import quant  # noqa: F401  (before any test imports openvino: it turns the telemetry off)
 
+# They train and run toy networks for minutes.
+LONGEST = ("test_shipped_suites.py", "test_shipped_tunings.py", "test_sensitivity.py", "test_runner.py")
+
 
 @pytest.fixture(scope="session")
 def glue_folder() -> Path:
@@ -22,6 +25,11 @@ def glue_folder() -> Path:
     if not folder.is_dir():
         pytest.fail(f"EXITBENCH_GLUE is not a folder: {folder}", pytrace=False)
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: at the end no process is left alone with one."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def unexpected_skips(config: pytest.Config) -> list[str]:

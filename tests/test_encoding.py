@@ -54,6 +54,12 @@ def test_more_tokens_than_the_tokenizer_allows_are_refused() -> None:
         encode(rows(("plot",)), TOKENIZER, 17)
 
 
+def test_collate_refuses_what_does_not_fit() -> None:
+    encoded = encode(rows(("the plot was dull",)), TOKENIZER, 16)
+    with pytest.raises(UserError, match="length: 5 is too short for a row of 6 tokens: give at least as many"):
+        collate(encoded, [0], pad_token_id=0, padding="longest", max_seq_length=5)
+
+
 def test_collate_pads_to_the_longest_or_to_the_maximum() -> None:
     encoded = encode(rows(("the plot was",), ("plot",), ("dull",)), TOKENIZER, 16)
     batch = collate(encoded, [2, 0], pad_token_id=0, padding="longest", max_seq_length=16)

@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -27,6 +28,7 @@ from models.config import UserError
 from models.policies import Entropy, Patience
 from quant.artefact import EarlyExitModel
 from quant.export import Exported
+from quant.recipes import Float32
 from tests import suites
 from tests.workers import ThreadWorker
 
@@ -106,7 +108,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "tuning.strategy.name: input should be 'basic', 'bayesian', 'random'",
     ),
     ({"tuning": {"strategy": {"name": "bayesain"}}}, "did you mean 'bayesian'?"),
-    ({"tuning": {"strategy": {"name": "mse"}}}, "found 'mse'"),
+    ({"tuning": {"strategy": {"name": "mse_v2"}}}, "found 'mse_v2'"),
     ({"tuning": {"objective": "footprint"}}, "tuning.objective: input should be 'performance', 'p99' or 'modelsize'"),
     (
         {"tuning": {"objective": "p99", "multi_objectives": {"objective": ["p99"]}}},
@@ -326,6 +328,26 @@ def test_basic_goes_by_lpots_order():
         *[(1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1)],
         *[(1, 1, 0, 1), (1, 1, 1, 1)],
     ]
+
+
+def test_mse_puts_together_what_comes_nearest_to_float32():
+    """As basic, whatever the fall-backs gain; the third alone is nearest, then the second."""
+    nearness = {1: 0.1, 2: 0.2, 3: 0.3}
+    space, tried = Switches(parse(), [], {}), []
+    while (choice := following(space, tried, "mse", 0)) is not None:
+        mse = 1.0 - sum(nearness[axis] for axis in nearness if choice[axis])
+        tried.append(Tried(choice, 1.0 - 0.5 * choice[0], mse))
+    assert [attempt.choice for attempt in tried[-2:]] == [(1, 0, 1, 1), (1, 1, 1, 1)]
+    assert len(tried) == 7
+
+
+def test_mse_is_measured_over_the_logits_of_all_exits(undisturbed: dict[str, Outcome]):
+    outcome, table = undisturbed["mse"], Table()
+    for trial in outcome.trials:
+        run = spec_of(outcome.tuning, trial)
+        plain = table.record(replace(run, recipe=Float32()))
+        assert trial.mse == pytest.approx(np.mean((table.record(run) - plain) ** 2))
+    assert {trial.mse for trial in undisturbed["basic"].trials} == {None}
 
 
 def test_bayesian_search_learns():
