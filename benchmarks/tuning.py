@@ -1,7 +1,7 @@
 """A tuning file: LPOT 1.x's sections and names, and what may be searched beyond numerics.
 
-Keys of LPOT that could not be followed to the letter are not there, so they are refused rather than ignored: `footprint`
-among the objectives, several instances, metrics that are better when lower.
+Keys of LPOT that could not be followed to the letter are not there, so they are refused rather than ignored:
+`footprint` among the objectives, several instances, metrics that are better when lower.
 """
 
 from pathlib import Path
