@@ -16,7 +16,7 @@ LINES = {
     "bfloat16": "-.",
     "float16": "-.",
     "int8_static": "-",
-    "int8_native": (0, (5, 1)),
+    "int8_native": "--",
     "int8_dynamic": "--",
 }
 SPARE_MARKERS = "Phd<>p"

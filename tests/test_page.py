@@ -15,8 +15,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks.records import Parity
 from reports.choice import apply_floor, choose
+from reports.drawing import LINES
 from reports.other_tables import other_tables
-from reports.page import page_html
+from reports.page import DASHES, page_html
 from reports.runs import load_runs
 from tests.fake_runs import ENTROPY, INT8, add, add_suite, checkpoint, early, record
 
@@ -275,3 +276,7 @@ def test_accessible_and_no_sideways_scroll(browser: Browser, page_path: Path, wi
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
     assert opened.violations() == []
     assert opened.complaints == []
+
+
+def test_every_recipe_has_its_line_on_the_page():
+    assert set(LINES.values()) <= set(DASHES)
