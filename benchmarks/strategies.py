@@ -193,9 +193,9 @@ def _bayesian(space: Space, tried: list[Tried], seed: int) -> Choice:
         for axis, size in zip(space.axes, space.shape, strict=True)
     }
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=START_UP))
-    for choice, value in tried:
-        params = dict(zip(space.axes, choice, strict=True))
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
+    for attempt in tried:
+        params = dict(zip(space.axes, attempt.choice, strict=True))
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=attempt.value))
     known = {attempt.choice for attempt in tried}
     for _ in range(PROPOSALS):
         params = study.ask(distributions).params

@@ -105,7 +105,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"tuning": {"accuracy_criterion": {"higher_is_better": False, "relative": 0.1}}}, "should be True, found False"),
     (
         {"tuning": {"strategy": {"name": "bayesain"}}},
-        "tuning.strategy.name: input should be 'basic', 'bayesian', 'random'",
+        "tuning.strategy.name: input should be 'basic', 'mse', 'bayesian', 'random'",
     ),
     ({"tuning": {"strategy": {"name": "bayesain"}}}, "did you mean 'bayesian'?"),
     ({"tuning": {"strategy": {"name": "mse_v2"}}}, "found 'mse_v2'"),
