@@ -22,6 +22,10 @@ KINDS = {
 }
 
 
+# What competes, by role, and its name in a sentence.
+COMPETING = {"early exit": "early exit that a policy decides", "truncated": "truncated network"}
+
+
 class Versus(NamedTuple):
     """A speed-up of one run over another. `by_sessions`: each was first divided by its own session's INT8 network."""
 
@@ -54,6 +58,7 @@ class Choice:
         reference: the float32 network without exits that scores best on tune, of all checkpoints.
         answers: by kind, those of `KINDS` that were found.
         invalid: how many runs were left out because their validity is INVALID.
+        missing: of the two that compete, what these runs do not hold at all.
     """
 
     task: str
@@ -63,6 +68,7 @@ class Choice:
     reference: Row | None
     answers: dict[str, Answer]
     invalid: int
+    missing: list[str]
 
     @property
     def sentence(self) -> str:
@@ -112,7 +118,9 @@ def choose(runs: Runs, relative_floor: float = RELATIVE_FLOOR) -> list[Choice]:
                 for kind, answer in answers.items()
             }
         invalid = sum(row["validity"] == "INVALID" for row in rows)
-        choices.append(Choice(task, shape, relative_floor, floor, reference, answers, invalid))
+        roles = {row["role"] for row in rows}
+        missing = [kind for kind in COMPETING if kind not in roles]
+        choices.append(Choice(task, shape, relative_floor, floor, reference, answers, invalid, missing))
     return choices
 
 
@@ -180,6 +188,8 @@ def _answer(kind: str, rows: list[Row], dev_floor: float | None) -> Answer | Non
 def _sentence(choice: Choice) -> str:
     if choice.floor is None:
         return "No answer: there is no float32 network without exits to set the floor by."
+    if choice.missing:
+        return f"No answer: these runs hold no {' and no '.join(COMPETING[kind] for kind in choice.missing)}."
     early, fewer = choice.answers.get("early exit"), choice.answers.get("truncated")
     if early is None and fewer is None:
         return "Neither early exit nor a truncated network keeps the floor: serve a whole network."

@@ -15,7 +15,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from reports.choice import Choice
+from reports.choice import COMPETING, Choice
 from reports.drawing import LINES, colours, kind_of, lay_out, look, markers, save
 from reports.labels import slug
 from reports.runs import Row
@@ -32,7 +32,6 @@ ROLE_STYLES: dict[str, dict[str, Any]] = {
 }
 RING: dict[str, Any] = {"marker": "o", "markersize": 18, "markerfacecolor": "none", "markeredgecolor": "black"}
 WITHOUT_EXITS = ["no exits", "truncated"]
-COMPETING = ["early exit", "truncated"]
 
 
 class Label(NamedTuple):

@@ -7,10 +7,10 @@ import numpy as np
 import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from reports.choice import Answer, Choice
+from reports.choice import COMPETING, Answer, Choice
 from reports.drawing import LINES, colours, kind_of, markers
 from reports.exits_plot import SIDES
-from reports.front import COMPETING, WITHOUT_EXITS, X_AXES, pareto_front, plotted, score_range
+from reports.front import WITHOUT_EXITS, X_AXES, pareto_front, plotted, score_range
 from reports.notes import caveats, describe, failures, heading, invalid, machine
 from reports.runs import Row, Runs
 from reports.shifts import Shift, find_shifts, read_moved

@@ -349,11 +349,30 @@ def test_no_winner_where_the_interval_holds_one(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("left_out", "said"),
+    ("low", "said"),
     [
         ({"early"}, "Early exit loses, fewer layers win: no early-exit configuration keeps the floor."),
         ({"two"}, "Early exit wins: no truncated network keeps the floor."),
         ({"early", "two"}, "Neither early exit nor a truncated network keeps the floor: serve a whole network."),
+    ],
+)
+def test_sentence_where_something_is_below_the_floor(tmp_path: Path, low: set[str], said: str):
+    tune = {name: 0.5 if name in low else 0.9 for name in ("early", "two")}
+    add(tmp_path, record("fp32"), 8.0)
+    add(tmp_path, truncated("two", 2, tune=tune["two"]), 2.0)
+    add(tmp_path, early("early", tune=tune["early"]), 1.0)
+    assert only_choice(tmp_path).sentence == said
+
+
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [
+        ({"early"}, "No answer: these runs hold no early exit that a policy decides."),
+        ({"two"}, "No answer: these runs hold no truncated network."),
+        (
+            {"early", "two"},
+            "No answer: these runs hold no early exit that a policy decides and no truncated network.",
+        ),
         ({"fp32"}, "No answer: there is no float32 network without exits to set the floor by."),
     ],
 )
