@@ -42,8 +42,8 @@ class Answers(NamedTuple):
 
     def of(self, rows: np.ndarray) -> "Answers":
         """The answers to some of the rows, [N] bool."""
-        columns = [None if column is None else column[rows] for column in self[1:]]
-        return Answers(self.data_hash, *columns)
+        columns = {name: column[rows] for name, column in self._asdict().items() if isinstance(column, np.ndarray)}
+        return self._replace(**columns)
 
 
 class Difference(NamedTuple):

@@ -222,26 +222,18 @@ def _verdict(over: Versus) -> str:
 
 
 def _dev_scores(early: Answer, fewer: Answer) -> str:
-    """Both scores, and whether they differ by more than noise."""
+    """Both scores, said to be noise apart where they are."""
     scores = [answer.run["dev_score"] for answer in (early, fewer)]
     known = ["an unknown score" if score is None else f"{score * 100:.1f} %" for score in scores]
     change = early.change_from_truncated
-    judged = "" if change is None else f" ({_judged(change)})"
-    return f"{' against '.join(known)} on dev{judged}"
-
-
-def _judged(change: Difference) -> str:
-    points, low, high = (100 * value for value in change.interval)
-    if change.is_noise:
-        return f"a difference inside its noise, {low:+.1f} to {high:+.1f} points"
-    return f"{points:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
+    return f"{' against '.join(known)} on dev{' (noise)' if change is not None and change.is_noise else ''}"
 
 
 def _floor_remark(*answers: Answer) -> str:
     """A warning where a choice keeps the floor on tune, and not on dev."""
     names = {"early exit": "early exit", "truncated": "the truncated network"}
     below = [names[answer.kind] for answer in answers if answer.below_on_dev]
-    return f" On dev, {' and '.join(below)} fell below the floor that was kept on tune." if below else ""
+    return f" On dev, {' and '.join(below)} fell below the floor kept on tune." if below else ""
 
 
 def _peer_remark(*answers: Answer) -> str:

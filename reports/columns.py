@@ -2,6 +2,7 @@
 
 from typing import Any
 
+# One run: a value, or None, for each of the columns below.
 Row = dict[str, Any]
 
 _SPEEDUPS = {
@@ -51,7 +52,7 @@ SCORES = {
     "float32_change_high": "upper end of it",
     "float32_change_p": "of McNemar's exact test that the two are equally good (accuracy only)",
     "float32_change_noise": "whether the change is inside its noise: p of 0.05 or more, or 0 inside the interval",
-    "float32_change_over": "run_id of that network",
+    "float32_change_over": "run_id of that network; of fewer layers trained alone, the one of their session",
     "tune_score": "headline metric on tune, which configurations are chosen by",
     "majority_score": "what always answering the most frequent class scores on dev",
 }

@@ -76,10 +76,10 @@ def dial_name(policy: Policy | None) -> str | None:
 
 
 def _but_for_the_dial(runs: Runs, row: Row, int8: Row) -> bool:
-    """Whether a run that has answers and a tune score is INT8's, or as it with another dial."""
-    if row["run_id"] not in runs.answers or row["tune_score"] is None:
-        return False
+    """Whether a run that has answers, and a score and exits on `tune`, is INT8's, or as it with another dial."""
     one, other = (runs.records[given["run_id"]] for given in (row, int8))
+    if row["run_id"] not in runs.answers or row["tune_score"] is None or "tune" not in one.exit_counts:
+        return False
     same = all(row[name] == int8[name] for name in ("task", "shape", "checkpoint", "recipe", "engine", "role"))
     return same and (one.exits, one.policy["kind"]) == (other.exits, other.policy["kind"])
 

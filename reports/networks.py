@@ -4,6 +4,7 @@ import numpy as np
 
 from models.calibration import expected_calibration_error
 from reports.hindsight import mean_entropies, overthinking, predictions_of
+from reports.recordings import Recording
 from reports.runs import Row, Runs
 from reports.tables import Column, OtherTable, number, of_first_shapes, text
 
@@ -18,12 +19,13 @@ NOTES = [
 
 def networks_table(runs: Runs) -> OtherTable:
     """A row for each recording of a classifier with several exits."""
-    first = {runs.records[row["run_id"]].recording: row for row in reversed(runs.rows) if row["run_id"] in runs.answers}
-    rows = [
-        _network(runs, row)
-        for row in runs.rows
-        if row is first.get(runs.records[row["run_id"]].recording) and _has_exits(runs, row["run_id"])
-    ]
+    first: dict[str | None, Row] = {}
+    for row in runs.rows:
+        record, recording = runs.records[row["run_id"]], runs.recording(row["run_id"])
+        if row["run_id"] not in runs.answers or recording is None or record.recording in first:
+            continue
+        if len(recording.exits) > 1 and record.num_classes > 1:
+            first[record.recording] = _network(row, recording, runs.answers[row["run_id"]].labels)
     columns = [
         Column("task", 0, text("task"), text=True),
         Column("model", 0, text("model"), text=True),
@@ -39,18 +41,11 @@ def networks_table(runs: Runs) -> OtherTable:
         Column("entropy by exit", 3, text("entropies"), text=True),
         Column("ECE by exit", 2, text("ece"), text=True),
     ]
-    shown, further = of_first_shapes(rows)
+    shown, further = of_first_shapes(list(first.values()))
     return OtherTable("What the exits know", columns, shown, NOTES, "exits", further)
 
 
-def _has_exits(runs: Runs, run_id: str) -> bool:
-    recording = runs.recording(run_id)
-    return recording is not None and len(recording.exits) > 1 and runs.records[run_id].num_classes > 1
-
-
-def _network(runs: Runs, row: Row) -> Row:
-    recording, labels = runs.recording(row["run_id"]), runs.answers[row["run_id"]].labels
-    assert recording is not None
+def _network(row: Row, recording: Recording, labels: np.ndarray) -> Row:
     logits = recording.logits["dev"]
     right = predictions_of(logits) == labels
     ece = [expected_calibration_error(exit_logits, labels) for exit_logits in logits]

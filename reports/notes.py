@@ -109,8 +109,8 @@ def _scores(rows: list[Row]) -> list[str]:
         return []
     row = scored[0]
     line = f"Score: {row['metric']}, in percent"
-    wilson = "Wilson" if row["metric"] == "accuracy" else "bootstrap"
-    line += f", with its 95 % {wilson} interval" if row["dev_score_low"] is not None else ""
+    kind = "Wilson" if row["metric"] == "accuracy" else "bootstrap"
+    line += f", with its 95 % {kind} interval" if row["dev_score_low"] is not None else ""
     if row["dev_rows"]:
         line += f"; {row['dev_rows']} dev rows, so 1 example = {row['one_example_points']:.2f} points"
     if row["majority_score"] is not None:
@@ -129,7 +129,7 @@ def _changes(rows: list[Row]) -> list[str]:
         lines.append(
             f"Against the same checkpoint's whole float32 network: {len(changed) - len(beyond)} of {len(changed)} runs"
             f" differ inside their noise, {beyond.count(True)} score above it and {beyond.count(False)} below. Each is"
-            " tested by itself at 5 %, so of equally good runs 1 in 20 would stand out."
+            " tested by itself at 5 %, so that of equally good runs up to 1 in 20 stands out."
         )
     if chosen:
         lines.append(

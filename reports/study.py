@@ -26,9 +26,9 @@ NOTES = [
     " in INT8 alone; lost: right in float32 alone.",
     "entropy by exit: of the answer of each kept exit, mean over all rows, INT8 less float32, in nats. ECE: expected"
     " calibration error of the answers given, 15 bins.",
-    "same layers: INT8 with the dial that on tune brings its mean exit layer nearest to float32's; same score: of the"
-    " suite's own dials, that which leaves earliest with a tune score not below float32's; empty where there is none."
-    " points: dev % less that of the float32 twin.",
+    "So far with float32's dial. same layers: with the dial that on tune brings INT8's mean exit layer nearest to"
+    " float32's. same score: with the one of the suite's dials that leaves earliest while its tune score is not below"
+    " float32's; empty where there is none. points: dev % less that of the float32 twin.",
 ]
 
 
@@ -59,7 +59,20 @@ def study_table(runs: Runs) -> OtherTable:
         *_arm_columns("same layers", "same_layers"),
         *_arm_columns("same score", "same_score"),
     ]
-    return OtherTable("INT8 against float32, policy by policy", columns, shown, NOTES, "int8_study", further)
+    notes = [*_summary(pairs), *NOTES]
+    return OtherTable("INT8 against float32, policy by policy", columns, shown, notes, "int8_study", further)
+
+
+def _summary(pairs: list[Row]) -> list[str]:
+    """All pairs in one line, of every shape."""
+    if not pairs:
+        return []
+    same, drift = ([row[name] for row in pairs] for name in ("same_exit", "drift"))
+    return [
+        f"{sum(row['change_noise'] for row in pairs)} of {len(pairs)} pairs differ in score inside their noise; the"
+        f" exit is the same on {100 * min(same):.1f} to {100 * max(same):.1f} % of rows; the mean exit layer moves by"
+        f" {min(drift):+.2f} to {max(drift):+.2f}."
+    ]
 
 
 def _pair(runs: Runs, shift: Shift) -> Row | None:
@@ -82,10 +95,10 @@ def _pair(runs: Runs, shift: Shift) -> Row | None:
 
 def _confidence(runs: Runs, shift: Shift, labels: np.ndarray) -> Row:
     """Entropy and calibration, from the recordings; nothing for regression, and where they are not there."""
-    sides = [_replayed(runs, run["run_id"]) for run in shift]
-    if sides[0] is None or sides[1] is None:
+    one, other = (_replayed(runs, run["run_id"]) for run in shift)
+    if one is None or other is None:
         return dict.fromkeys(["entropy_change_by_exit", "float32_ece", "int8_ece"])
-    (before, float32), (after, int8) = sides
+    (before, float32), (after, int8) = one, other
     return {
         "entropy_change_by_exit": " ".join(f"{value:+.3f}" for value in mean_entropies(after) - mean_entropies(before)),
         "float32_ece": expected_calibration_error(float32, labels),

@@ -139,6 +139,14 @@ def _versus(answer: Answer) -> str:
     return f"{over.ratio.estimate:.2f} ({over.ratio.low:.2f} to {over.ratio.high:.2f}{how})"
 
 
+def _from_fewer_layers(answer: Answer) -> str:
+    found = answer.change_from_truncated
+    if found is None:
+        return ""
+    points, low, high = (f"{100 * value:+.1f}" for value in found.interval)
+    return f"{points} ({low} to {high}{', noise' if found.is_noise else ''})"
+
+
 def _kept(choice: Choice) -> Cell:
     base = (choice.reference or {}).get("dev_score")
     return lambda answer: (
@@ -170,6 +178,7 @@ def answer_columns(choice: Choice) -> list[Column]:
         Column("x INT8", 0, _of(number("speedup_best_int8", 2))),
         Column("x INT8 95 %", 1, _of(interval("speedup_best_int8", 2))),
         Column("x fewer layers", 0, _versus),
+        Column("from fewer layers, points", 1, _from_fewer_layers),
         Column("note", 0, _floor_note, text=True),
     ]
 

@@ -284,7 +284,7 @@ def test_choice(folder: Path):
     assert not any(versus.by_sessions for versus in over.values() if versus)
     assert choice.sentence.startswith("Early exit wins: 1.50x as fast as the best truncated network (95 % interval 1.")
     assert choice.sentence.endswith(
-        "at 89.0 % against 87.0 % on dev. On dev, early exit and the truncated network fell below the floor that was"
+        "at 89.0 % against 87.0 % on dev. On dev, early exit and the truncated network fell below the floor"
         " kept on tune."
     )
     notes = [column.cell for column in tables.answer_columns(choice) if column.title == "note"]

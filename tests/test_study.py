@@ -1,5 +1,6 @@
 """What is read from answers and recordings: the INT8 study, hindsight, what the policy's choice is worth, who pays."""
 
+import re
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -193,13 +194,14 @@ def test_a_difference_inside_its_noise_is_printed_as_such(tmp_path: Path, lost: 
     row, points = by_id(runs)["early"], gained - lost
     assert (row["float32_change"], row["float32_change_noise"]) == (pytest.approx(points / 100), noise)
     (choice,) = choose(runs)
-    told = "a difference inside its noise, " if noise else f"{points:+.1f} points, 95 % interval "
-    assert f"% against 90.0 % on dev ({told}" in choice.sentence
+    assert f"% against 90.0 % on dev{' (noise)' if noise else ''}." in choice.sentence
     notes = " ".join(header_notes(runs, runs.rows))
     beyond = f"{int(not noise and gained > 0)} score above it and {int(not noise and lost > 0)} below"
     assert f"{2 if noise else 1} of 2 runs differ inside their noise, {beyond}" in notes
     text = f"{points:+.1f}{' (noise)' if noise else ''}"
     lines = markdown_text(runs, [choice], {}, []).splitlines()
+    (line,) = [line for line in lines if line.startswith("| best early exit")]
+    assert re.search(rf"\| \{points:+.1f} \([+-]\d+\.\d to [+-]\d+\.\d{', noise' if noise else ''}\) \|", line)
     (line,) = [line for line in lines if line.startswith("| pabee | float32 | openvino | entropy")]
     assert f"| {text} |" in line
 
@@ -311,6 +313,11 @@ def test_study_row_by_hand(tmp_path: Path):
     matrix = np.array([list(map(int, line.split())) for line in row["exit_shifts"].split(" / ")])
     assert matrix.sum() == 200
     assert row["rescued"] - row["lost"] == round(200 * row["change"])
+    same, drift = f"{100 * row['same_exit']:.1f}", f"{row['drift']:+.2f}"
+    assert table.notes[0] == (
+        f"1 of 1 pairs differ in score inside their noise; the exit is the same on {same} to {same} % of rows; the mean"
+        f" exit layer moves by {drift} to {drift}."
+    )
     assert table.csv.splitlines()[0].startswith("task,shape,model,recipe,engine,configuration,float32_run,int8_run")
 
 
