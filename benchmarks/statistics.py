@@ -240,11 +240,11 @@ def _spearman(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -
 
 
 def _drawn_ranks(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The mean rank of each row in each draw [D, K], equal values sharing theirs."""
+    """The mean rank of each row in each draw [D, K], less a half; equal values share theirs."""
     distinct, value = np.unique(values, return_inverse=True)
     order = np.argsort(value)
     held = np.add.reduceat(counts[:, order], np.searchsorted(value[order], np.arange(len(distinct))), axis=1)
-    return (np.cumsum(held, axis=1) - (held - 1) / 2)[:, value]
+    return (np.cumsum(held, axis=1) - held / 2)[:, value]
 
 
 SCORES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {

@@ -23,6 +23,7 @@ def drawn_rows(column: st.SearchStrategy) -> st.SearchStrategy[list[tuple[float,
     return rows.filter(lambda given: sum(count for _, _, count in given) > 1)
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
 @pytest.mark.parametrize("metric", list(METRICS))
 @few
 @given(st.data())
@@ -47,6 +48,26 @@ def test_draws_take_the_same_rows_for_all_runs(metric: str):
     assert drawn[2] == pytest.approx(1)
     assert drawn[0].mean() == pytest.approx(score(metric, labels, answers), abs=0.01)
     assert drawn[0].std() > 0
+
+
+@pytest.mark.parametrize("metric", ["pearson", "spearman"])
+def test_a_constant_has_no_correlation(metric: MetricName):
+    """The mean of ten times 0.1 is not 0.1, and what rounding leaves must not be taken for a spread."""
+    constant, labels = np.full(10, 0.1), np.arange(10) % 2
+    assert score(metric, labels, constant) == METRICS[metric](labels, constant) == 0
+
+
+@pytest.mark.parametrize("metric", list(METRICS))
+def test_a_run_does_not_differ_from_itself(metric: str):
+    draw = np.random.default_rng(0)
+    labels, predictions, unused = draw.integers(2, size=(3, 200))
+    given_ = Answers("da7a", labels, predictions, unused, unused, None)
+    found = difference(metric, given_, given_)
+    assert found is not None
+    assert found.is_noise
+    assert found.interval.estimate == 0
+    if metric != "accuracy":  # its interval never vanishes (Bonett and Price)
+        assert found.interval == (0, 0, 0)
 
 
 def test_mcnemar_is_exact():
