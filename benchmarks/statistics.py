@@ -1,6 +1,6 @@
-"""Statistics on raw observations. numpy and nothing else, so that gates start in an instant."""
+"""Statistics on raw observations. numpy, and scipy only inside McNemar's test, so that gates start in an instant."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -106,6 +106,41 @@ def paired_difference_interval(before: np.ndarray, after: np.ndarray) -> Interva
     return Interval((gained - lost) / rows, max(-1.0, float(up - down - half)), min(1.0, float(up - down + half)))
 
 
+def mcnemar_p(before: np.ndarray, after: np.ndarray) -> float:
+    """How often chance splits the rows that changed at least as unevenly: McNemar's test, exact and two-sided.
+
+    Args:
+        before: [N] bool, such as which rows were answered rightly.
+        after: [N] bool of the same rows.
+    """
+    from scipy.stats import binomtest  # here, for loading it takes longer than a gate
+
+    changed = int((before != after).sum())
+    return float(binomtest(int((after & ~before).sum()), changed).pvalue) if changed else 1.0
+
+
+def score(metric: str, labels: np.ndarray, predictions: np.ndarray) -> float:
+    """A metric of `models/data.py`, in [-1, 1], where scikit-learn is not installed.
+
+    Args:
+        metric: accuracy, f1 (of class 1), matthews, pearson or spearman.
+        labels: [N] class ids, or values for the correlations.
+        predictions: [N] of the same kind.
+    """
+    return float(SCORES[metric](np.ones((1, len(labels))), labels, predictions)[0])
+
+
+def score_draws(metric: str, labels: np.ndarray, answers: Sequence[np.ndarray], seed: int = 0) -> np.ndarray:
+    """Bootstrapped scores of A runs' predictions [N]: [A, D]. A draw takes the same rows for all, so they are paired.
+
+    Rows that are alike in label and all predictions are drawn together: for classes, a draw costs next to nothing.
+    """
+    kinds, rows = np.unique(np.stack([labels, *answers]), axis=1, return_counts=True)
+    draw = np.random.default_rng(seed)
+    counts = draw.multinomial(len(labels), rows / len(labels), size=BOOTSTRAP_DRAWS).astype(np.float64)
+    return np.stack([SCORES[metric](counts, kinds[0], predictions) for predictions in kinds[1:]])
+
+
 def difference_interval(before: Interval, after: Interval) -> Interval:
     """`after` - `before` of two shares of different rows, from their Wilson intervals (Newcombe 1998, method 10)."""
     difference = after.estimate - before.estimate
@@ -169,3 +204,53 @@ def _correlation(sums: np.ndarray) -> np.ndarray:
     """Correlation of centred x and y from the sums of x * y, x**2 and y**2 [..., 3]; 0 where either is constant."""
     norm = np.sqrt(sums[..., 1] * sums[..., 2])
     return sums[..., 0] / np.where(norm > 0, norm, np.inf)
+
+
+# Each scores D draws at once: [D, K] how often a draw holds row k, [K] labels and [K] predictions -> [D].
+def _accuracy(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    return counts @ (labels == predictions) / counts.sum(axis=1)
+
+
+def _f1(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    found, total = counts @ ((labels == 1) & (predictions == 1)), counts @ ((labels == 1) * 1 + (predictions == 1))
+    return 2 * found / np.where(total > 0, total, np.inf)
+
+
+def _matthews(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """The correlation of labels and predictions, each as one indicator a class (Gorodkin 2004)."""
+    classes, rows = np.union1d(labels, predictions), counts.sum(axis=1)
+    own, told = (counts @ (column[:, None] == classes) for column in (labels, predictions))
+    right = counts @ (labels == predictions)
+    spreads = [rows**2 - (column**2).sum(axis=1) for column in (own, told)]
+    return _correlation(np.stack([right * rows - (own * told).sum(axis=1), *spreads], axis=1))
+
+
+def _pearson(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """Of [K] columns, or of [D, K] that differ between draws."""
+    rows = counts.sum(axis=1, keepdims=True)
+    x, y = (column - column[..., :1] for column in (labels, predictions))  # what is constant becomes 0 without rounding
+    x, y = (column - (counts * column).sum(axis=1, keepdims=True) / rows for column in (x, y))
+    return _correlation(
+        np.stack([(counts * one * other).sum(axis=1) for one, other in ((x, y), (x, x), (y, y))], axis=1)
+    )
+
+
+def _spearman(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    return _pearson(counts, _drawn_ranks(counts, labels), _drawn_ranks(counts, predictions))
+
+
+def _drawn_ranks(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The mean rank of each row in each draw [D, K], less a half; equal values share theirs."""
+    distinct, value = np.unique(values, return_inverse=True)
+    order = np.argsort(value)
+    held = np.add.reduceat(counts[:, order], np.searchsorted(value[order], np.arange(len(distinct))), axis=1)
+    return (np.cumsum(held, axis=1) - held / 2)[:, value]
+
+
+SCORES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews": _matthews,
+    "pearson": _pearson,
+    "spearman": _spearman,
+}

@@ -141,7 +141,7 @@ class Patience(PolicyConfig):
         return np.concatenate([first, np.abs(change - self.regression_threshold)])
 
 
-class _AtOneExit(PolicyConfig):
+class AtOneExit(PolicyConfig):
     """What policies share that look at one exit alone: leave when a quantity of its answer is below the dial, strictly.
 
     Attributes:
@@ -166,7 +166,7 @@ class _AtOneExit(PolicyConfig):
         return np.abs(type(self).quantity(NumpyOps(), logits) - getattr(self, self.dial))
 
 
-class Entropy(_AtOneExit):
+class Entropy(AtOneExit):
     """Leave when the entropy of the answer (natural log, not normalised) is below `threshold`, strictly.
 
     DeeBERT: Xin et al. 2020, section 3. A threshold above ln C leaves everywhere at the first kept exit.
@@ -178,7 +178,7 @@ class Entropy(_AtOneExit):
     threshold: float = Field(ge=0)
 
 
-class Uncertainty(_AtOneExit):
+class Uncertainty(AtOneExit):
     """Leave when the entropy, divided by its largest value ln C, is below `speed`, strictly.
 
     FastBERT: Liu et al. 2020, section 3.3: a higher `speed` leaves earlier, and means the same for any number of
@@ -192,7 +192,7 @@ class Uncertainty(_AtOneExit):
     speed: float = Field(ge=0, le=1)
 
 
-class Confidence(_AtOneExit):
+class Confidence(AtOneExit):
     """Leave when the largest class probability is above `threshold`, strictly."""
 
     quantity = staticmethod(largest_probability)

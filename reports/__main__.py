@@ -28,6 +28,9 @@ render writes
   front_*.png, .svg    score against measured speed-up, with the front and the truncated networks
   exits_*.png, .svg    where examples leave the network, float32 beside INT8
   speeds_*.png, .svg   score at equal layer speed-ups, every method beside fewer layers; speed_axis.csv has the numbers
+  int8_study.csv       INT8 beside float32 at the same policy: exits, labels, confidence, thresholds that carry over
+  groups.csv           who pays for the speed: the answers by class and by length
+  exits.csv            what each network's exits know: overthinking, the oracle, entropy and calibration by exit
   training.csv         score and calibration of each exit on select, beside networks trained alone
   seeds.csv            mean and spread of settings that were fine-tuned with several seeds
   shift_*.png, .svg    the exit-shift matrix of the chosen early exit: which rows INT8 makes leave elsewhere
@@ -87,13 +90,13 @@ def render(folder: Path, relative_floor: float, output: Path) -> None:
     others = other_tables(runs, choices)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        images = draw_all(folder, runs, choices, output)
+        images = draw_all(runs, choices, output)
         texts = {
             "results.csv": tables.csv_text(runs),
             "results.json": tables.json_text(runs),
             "results_columns.md": columns.markdown(),
             "results.md": tables.markdown_text(runs, choices, images, others),
-            "index.html": page_html(folder, runs, choices, others),
+            "index.html": page_html(runs, choices, others),
         }
         texts |= {f"{other.file}.csv": other.csv for other in others if other.file is not None}
         for name, text in texts.items():

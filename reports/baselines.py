@@ -1,9 +1,10 @@
-"""Which run each speed-up is over: whole networks without exits, of the same session and shape."""
+"""Which run each speed-up is over, and each score set beside: whole networks without exits, of the same shape."""
 
 from collections import defaultdict
 from collections.abc import Callable
 
 from benchmarks.records import RunRecord
+from reports.answers import Answers, same_rows
 from reports.labels import role, shape_label
 from reports.timings import Timings, comparable
 
@@ -47,3 +48,26 @@ def find_baselines(records: list[RunRecord], timings: dict[str, Timings]) -> dic
 def fastest(run_ids: list[str], timings: dict[str, Timings]) -> str:
     """The run with the fewest seconds per example; of equals, the first by run_id."""
     return min(run_ids, key=lambda run_id: (timings[run_id].per_example_s, run_id))
+
+
+def find_float32(records: list[RunRecord], answers: dict[str, Answers]) -> dict[str, str]:
+    """run_id -> run_id of the whole float32 network without exits that its score is set beside, where there is one.
+
+    It is of the same task, shape and checkpoint, and answers the same rows; a network of fewer layers, trained alone,
+    has that of its session. Of several engines, the run's own comes first.
+    """
+    answered = [record for record in records if record.run_id in answers]
+    whole = [record for record in answered if role(record) == "no exits" and record.recipe["kind"] == "float32"]
+    found = {}
+    for run in answered:
+        near = [
+            peer
+            for peer in whole
+            if (peer.task, shape_label(peer.shape)) == (run.task, shape_label(run.shape))
+            and (peer.checkpoint == run.checkpoint or peer.session == run.session)
+            and same_rows(answers[peer.run_id], answers[run.run_id])
+        ]
+        if near:
+            best = max(near, key=lambda peer: (peer.checkpoint == run.checkpoint, peer.engine == run.engine))
+            found[run.run_id] = best.run_id
+    return found

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from benchmarks.statistics import Interval
 from models.config import UserError
+from reports.answers import Difference, difference
 from reports.baselines import fastest, timed_together
 from reports.runs import Row, Runs, speedup_fields
 from reports.timings import comparable, speedup, speedup_by_sessions
@@ -40,6 +41,7 @@ class Answer:
     Attributes:
         within_floor: on tune; False for a peer none of whose kind keeps the floor.
         below_on_dev: on dev it scores below the same share of the reference: the choice did not carry over.
+        change_from_truncated: of the dev score.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class Answer:
     within_floor: bool
     below_on_dev: bool
     over_truncated: Versus | None = None
+    change_from_truncated: Difference | None = None
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,7 @@ def choose(runs: Runs, relative_floor: float = RELATIVE_FLOOR) -> list[Choice]:
         answers = {kind: answer for kind in KINDS if (answer := _answer(kind, rows, dev_floor)) is not None}
         if "truncated" in answers:
             fewer = answers["truncated"].run
-            answers = {
-                kind: replace(answer, over_truncated=versus(floored, answer.run, fewer))
-                for kind, answer in answers.items()
-            }
+            answers = {kind: _beside(answer, fewer, floored) for kind, answer in answers.items()}
         invalid = sum(row["validity"] == "INVALID" for row in rows)
         roles = {row["role"] for row in rows}
         missing = [kind for kind in COMPETING if kind not in roles]
@@ -185,6 +185,16 @@ def _answer(kind: str, rows: list[Row], dev_floor: float | None) -> Answer | Non
     return Answer(kind, run, within_floor=bool(within), below_on_dev=below)
 
 
+def _beside(answer: Answer, fewer: Row, runs: Runs) -> Answer:
+    """Fill in how an answer compares with the best truncated network."""
+    before, after = (runs.answers.get(run["run_id"]) for run in (fewer, answer.run))
+    return replace(
+        answer,
+        over_truncated=versus(runs, answer.run, fewer),
+        change_from_truncated=difference(answer.run["metric"], before, after),
+    )
+
+
 def _sentence(choice: Choice) -> str:
     if choice.floor is None:
         return "No answer: there is no float32 network without exits to set the floor by."
@@ -197,8 +207,8 @@ def _sentence(choice: Choice) -> str:
         return _only_one(early, fewer)
     if early.over_truncated is None:
         return "Undecided: early exit and the truncated network were not timed on the same rows, nor beside INT8."
-    scores = f"at {_dev_scores(early, fewer)} on dev"
-    return f"{_verdict(early.over_truncated)}, {scores}.{_floor_remark(early, fewer)}{_peer_remark(early, fewer)}"
+    scores = _dev_scores(early, fewer)
+    return f"{_verdict(early.over_truncated)}, at {scores}.{_floor_remark(early, fewer)}{_peer_remark(early, fewer)}"
 
 
 def _only_one(early: Answer | None, fewer: Answer | None) -> str:
@@ -222,17 +232,18 @@ def _verdict(over: Versus) -> str:
 
 
 def _dev_scores(early: Answer, fewer: Answer) -> str:
-    """Both scores. Their difference is told, not judged."""
+    """Both scores, said to be noise apart where they are."""
     scores = [answer.run["dev_score"] for answer in (early, fewer)]
     known = ["an unknown score" if score is None else f"{score * 100:.1f} %" for score in scores]
-    return " against ".join(known)
+    change = early.change_from_truncated
+    return f"{' against '.join(known)} on dev{' (noise)' if change is not None and change.is_noise else ''}"
 
 
 def _floor_remark(*answers: Answer) -> str:
     """A warning where a choice keeps the floor on tune, and not on dev."""
     names = {"early exit": "early exit", "truncated": "the truncated network"}
     below = [names[answer.kind] for answer in answers if answer.below_on_dev]
-    return f" On dev, {' and '.join(below)} fell below the floor that was kept on tune." if below else ""
+    return f" On dev, {' and '.join(below)} fell below the floor kept on tune." if below else ""
 
 
 def _peer_remark(*answers: Answer) -> str:

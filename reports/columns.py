@@ -1,5 +1,10 @@
 """The columns of `results.csv`: one description each, in order. Empty means: the record does not hold it."""
 
+from typing import Any
+
+# One run: a value, or None, for each of the columns below.
+Row = dict[str, Any]
+
 _SPEEDUPS = {
     "float32_same_engine": "the whole network without exits, float32, on the same engine",
     "best_float32": "the fastest whole network without exits in float32, of any engine",
@@ -40,8 +45,14 @@ SCORES = {
     "dev_rows": "dev rows that were scored",
     "one_example_points": "what one dev row is worth, in points of a percentage: 100 / dev_rows",
     "dev_score": "headline metric on dev, in [-1, 1]",
-    "dev_score_low": "lower end of its 95 % Wilson interval (accuracy only)",
+    "dev_score_low": "lower end of its 95 % interval: Wilson's for accuracy, of the bootstrap over rows for others",
     "dev_score_high": "upper end of it",
+    "float32_change": "dev_score less that of this checkpoint's whole float32 network without exits, on the same rows",
+    "float32_change_low": "lower end of its 95 % interval, paired by row: Bonett and Price's, or of the bootstrap",
+    "float32_change_high": "upper end of it",
+    "float32_change_p": "of McNemar's exact test that the two are equally good (accuracy only)",
+    "float32_change_noise": "whether the change is inside its noise: p of 0.05 or more, or 0 inside the interval",
+    "float32_change_over": "run_id of that network; of fewer layers trained alone, the one of their session",
     "tune_score": "headline metric on tune, which configurations are chosen by",
     "majority_score": "what always answering the most frequent class scores on dev",
 }
@@ -50,6 +61,11 @@ EXITS = {
     "exit_counts": "dev rows that left at layers 1..L",
     "mean_exit_layer": "mean layer at which dev rows leave, counted from 1",
     "layer_saving": "1 - mean_exit_layer / L",
+    "random_exits_score": "what as many rows at each exit score when chosen at random (the mean of such deals)",
+    "random_exits_low": "lower end of where 95 % of such deals lie",
+    "random_exits_high": "upper end of it",
+    "choice_worth": "dev_score - random_exits_score: what the policy's choice of rows is worth",
+    "choice_worth_noise": "whether dev_score lies where such deals do",
     "grade_exit_correlation": "Spearman correlation of difficulty grade and exit layer within equal lengths",
     "grade_exit_correlation_low": "lower end of its 95 % bootstrap interval",
     "grade_exit_correlation_high": "upper end of it",

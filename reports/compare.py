@@ -85,7 +85,7 @@ def read_folder(path: Path) -> Folder:
     Raises:
         UserError: it holds no records, or a file in it is damaged.
     """
-    runs = load_runs(path, grades=False)
+    runs = load_runs(path, by_row=False)
     ids = {case: row["run_id"] for case, row in newest(runs).items()}
     timings = {case: runs.timings[run_id] for case, run_id in ids.items() if run_id in runs.timings}
     return Folder(str(path), summarize(path, runs), timings)

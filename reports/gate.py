@@ -88,7 +88,7 @@ def read_summaries(folder: Path) -> dict[str, Summary]:
     Raises:
         UserError: the folder holds no records, or a file in it is damaged.
     """
-    return summarize(folder, load_runs(folder, grades=False))
+    return summarize(folder, load_runs(folder, by_row=False))
 
 
 def judge(gate: Gate, before: dict[str, Summary], after: dict[str, Summary]) -> Verdict:

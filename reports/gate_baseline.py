@@ -92,7 +92,7 @@ def accept(gate_path: Path, folder: Path, reason: str) -> Path:
 
 
 def _replace(gate_path: Path, folder: Path, history: list[Acceptance], reason: str) -> Path:
-    gate, runs = read_gate(gate_path), load_runs(folder, grades=False)
+    gate, runs = read_gate(gate_path), load_runs(folder, by_row=False)
     cases = {case: run for case, run in sorted(summarize(folder, runs).items()) if gate.selects(case)}
     bad = [finding for finding in judge(gate, cases, cases).findings if finding.outcome != "pass"]
     if bad:
@@ -110,7 +110,7 @@ def _replace(gate_path: Path, folder: Path, history: list[Acceptance], reason: s
 
 def _first_gate(name: str, folder: Path) -> dict:
     """A gate to begin with: the rules that have something to judge, and no limit tighter than these runs can tell."""
-    found = summarize(folder, load_runs(folder, grades=False)).values()
+    found = summarize(folder, load_runs(folder, by_row=False)).values()
     ratios = [run.speedups["no_exit"] for run in found if "no_exit" in run.speedups]
     noise = max((float(np.log(ratio.high / ratio.low)) / 2 for ratio in ratios), default=0)
     # Two measurements are as noisy as the square root of two; a share beyond 0.45 would be no limit (see SpeedupDrop).

@@ -30,6 +30,7 @@ def caveats(runs: Runs, rows: list[Row]) -> list[str]:
     records = [runs.records[row["run_id"]] for row in rows]
     return [
         *_scores(rows),
+        *_changes(rows),
         *_checkpoints(records),
         *_calibration(records),
         *_coverage(runs, rows),
@@ -108,12 +109,34 @@ def _scores(rows: list[Row]) -> list[str]:
         return []
     row = scored[0]
     line = f"Score: {row['metric']}, in percent"
-    line += ", with its 95 % Wilson interval" if row["dev_score_low"] is not None else ""
+    kind = "Wilson" if row["metric"] == "accuracy" else "bootstrap"
+    line += f", with its 95 % {kind} interval" if row["dev_score_low"] is not None else ""
     if row["dev_rows"]:
         line += f"; {row['dev_rows']} dev rows, so 1 example = {row['one_example_points']:.2f} points"
     if row["majority_score"] is not None:
         line += f"; the majority class alone scores {row['majority_score'] * 100:.1f}"
     return [f"{line}. Nothing was chosen by it: choices are made on tune."]
+
+
+def _changes(rows: list[Row]) -> list[str]:
+    """How many runs differ from their float32 network by more than noise, and whether choosing exits pays."""
+    changed = [row for row in rows if row["float32_change"] is not None]
+    beyond = [row["float32_change"] > 0 for row in changed if not row["float32_change_noise"]]
+    chosen = [row for row in rows if row["choice_worth"] is not None]
+    better = sum(row["choice_worth"] > 0 and not row["choice_worth_noise"] for row in chosen)
+    lines = []
+    if changed:
+        lines.append(
+            f"Against the same checkpoint's whole float32 network: {len(changed) - len(beyond)} of {len(changed)} runs"
+            f" differ inside their noise, {beyond.count(True)} score above it and {beyond.count(False)} below. Each is"
+            " tested by itself at 5 %, so that of equally good runs up to 1 in 20 stands out."
+        )
+    if chosen:
+        lines.append(
+            f"Choosing which rows leave early: {better} of {len(chosen)} early-exit runs score more than as many rows"
+            " at each exit do when chosen at random."
+        )
+    return lines
 
 
 def _checkpoints(records: list[RunRecord]) -> list[str]:

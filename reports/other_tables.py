@@ -7,9 +7,12 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from reports.choice import Choice, lowest_allowed
+from reports.groups import groups_table
+from reports.networks import networks_table
 from reports.runs import Row, Runs
 from reports.seeds import seeds_table
 from reports.speed_axis import read_curves, speed_table
+from reports.study import study_table
 from reports.tables import Column, OtherTable, number, text
 from reports.training_table import training_table
 
@@ -49,7 +52,8 @@ PUBLISHED = [
 
 def other_tables(runs: Runs, choices: list[Choice]) -> list[OtherTable]:
     """The tables that have rows; `runs` has gone through `apply_floor`."""
-    own = [seeds_table(runs), speed_table(read_curves(runs)), training_table(runs)]
+    own = [study_table(runs), groups_table(runs, choices), networks_table(runs)]
+    own += [seeds_table(runs), speed_table(read_curves(runs)), training_table(runs)]
     return [table for table in (*own, lpot(runs), papers(runs, choices)) if table.rows]
 
 

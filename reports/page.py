@@ -13,8 +13,8 @@ from reports.exits_plot import SIDES
 from reports.front import WITHOUT_EXITS, X_AXES, pareto_front, plotted, score_range
 from reports.notes import caveats, describe, failures, heading, invalid, machine
 from reports.runs import Row, Runs
-from reports.shifts import Shift, find_shifts, read_moved
-from reports.tables import COLUMNS, LEGEND, OtherTable, answer_columns, answer_lines, fitting
+from reports.shifts import Shift, find_moved, find_shifts
+from reports.tables import COLUMNS, LEGEND, OtherTable, answer_columns, answer_lines, change, fitting
 
 TEMPLATE = Path(__file__).with_name("template")
 FILTERS = ["method", "recipe", "engine"]
@@ -37,12 +37,8 @@ SHAPES = {
 DASHES = {":": [1, 3], "-.": [6, 2, 1, 2], "-": [1, 0], "--": [5, 3]}
 
 
-def page_html(folder: Path, runs: Runs, choices: list[Choice], others: list[OtherTable]) -> str:
-    """The page of an output folder; `runs` has gone through `apply_floor`.
-
-    Raises:
-        UserError: a file of predictions in `folder` is damaged.
-    """
+def page_html(runs: Runs, choices: list[Choice], others: list[OtherTable]) -> str:
+    """The page of an output folder; `runs` has gone through `apply_floor`."""
     environment = Environment(loader=FileSystemLoader(TEMPLATE), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     grouped = list(zip(choices, runs.groups(), strict=True))
@@ -51,7 +47,7 @@ def page_html(folder: Path, runs: Runs, choices: list[Choice], others: list[Othe
         style=_read("page.css"),
         library=_inline(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")),
         script=_inline(_read("charts.js") + _read("page.js")),
-        data=_data(folder, runs, choices),
+        data=_data(runs, choices),
         groups=[_described(runs, choice, rows) for choice, (_, _, rows) in grouped],
         rows=runs.rows,
         columns=COLUMNS,
@@ -109,7 +105,7 @@ def _axes(row: Row) -> dict[str, str]:
     return {"name": describe(row), "method": method, "recipe": row["recipe"], "engine": row["engine"]}
 
 
-def _data(folder: Path, runs: Runs, choices: list[Choice]) -> dict[str, Any]:
+def _data(runs: Runs, choices: list[Choice]) -> dict[str, Any]:
     """What the charts draw. A run and a shift name their group by its place."""
     groups, shown, shifts = [], [], []
     for i, (choice, (_, _, rows)) in enumerate(zip(choices, runs.groups(), strict=True)):
@@ -121,8 +117,7 @@ def _data(folder: Path, runs: Runs, choices: list[Choice]) -> dict[str, Any]:
             marks = {"group": i, "chosen": row["run_id"] in chosen, "answer": row["run_id"] in answers}
             shown.append(_run(runs, row, x) | marks)
         shifts += [
-            _shift(folder, shift) | {"group": i, "chosen": shift.int8["run_id"] in chosen}
-            for shift in find_shifts(rows)
+            _shift(runs, shift) | {"group": i, "chosen": shift.int8["run_id"] in chosen} for shift in find_shifts(rows)
         ]
     recipes = markers(row["recipe"] for row in runs.rows)
     return {
@@ -166,14 +161,18 @@ def _run(runs: Runs, row: Row, x: str) -> dict[str, Any]:
         **_axes(row),
         "ladder": f"{row['session']} {row['method']} {row['recipe']}" if row["role"] in WITHOUT_EXITS else None,
         "score": None if row["dev_score"] is None else 100 * row["dev_score"],
+        "change": change("float32_change")(row),
         "speedup": row[x],
         "ms": None if row["latency_s_per_example"] is None else 1000 * row["latency_s_per_example"],
         "quantiles": None if quantiles is None else quantiles.round(4).tolist(),
     }
 
 
-def _shift(folder: Path, shift: Shift) -> dict[str, Any]:
-    row, moved = shift.int8, read_moved(folder, shift)
+def _shift(runs: Runs, shift: Shift) -> dict[str, Any]:
+    row, moved = shift.int8, find_moved(runs, shift)
     counts = {"float32": shift.float32["exit_counts"], "int8": row["exit_counts"]}
     found = {**_axes(row), "counts": counts, "moved": None}
-    return found if moved is None else found | {"moved": moved._asdict() | {"matrix": moved.matrix.tolist()}}
+    if moved is None:
+        return found
+    outcomes = moved.outcomes and moved.outcomes._asdict()
+    return found | {"moved": moved._asdict() | {"matrix": moved.matrix.tolist(), "outcomes": outcomes}}

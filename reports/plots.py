@@ -11,17 +11,13 @@ from reports.speed_axis import read_curves
 from reports.speed_plot import draw_speeds
 
 
-def draw_all(runs_folder: Path, runs: Runs, choices: list[Choice], folder: Path) -> dict[tuple[str, str], list[str]]:
-    """Draw every plot into `folder`; returns (task, shape) -> names of the PNG files.
-
-    Raises:
-        UserError: a file of predictions in `runs_folder`, which `runs` was read from, is damaged.
-    """
+def draw_all(runs: Runs, choices: list[Choice], folder: Path) -> dict[tuple[str, str], list[str]]:
+    """Draw every plot into `folder`; returns (task, shape) -> names of the PNG files."""
     drawn, curves = {}, read_curves(runs)
     for choice, (task, shape, rows) in zip(choices, runs.groups(), strict=True):
         first = task not in {drawn_task for drawn_task, _ in drawn}
         names = draw_front(rows, choice, folder) + draw_exits(rows, folder)
-        names += draw_shift(runs_folder, rows, choice, folder)
+        names += draw_shift(runs, rows, choice, folder)
         names += draw_speeds(curves, task, folder) if first else []
         drawn[task, shape] = [name for name in names if name.endswith(".png")]
     return drawn

@@ -5,26 +5,38 @@
 
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.records import RunRecord, examples_path, read_columns, read_records
-from benchmarks.statistics import mean_layer, proportion_interval, rank_correlation_interval
+from benchmarks.records import RunRecord, read_records
+from benchmarks.statistics import mean_layer, proportion_interval
 from reports import labels
+from reports.answers import Answers, read_answers
 from reports.baselines import find_baselines
-from reports.columns import COLUMNS, METRIC_PREFIX
+from reports.by_row import by_row_fields
+from reports.columns import COLUMNS, METRIC_PREFIX, Row
+from reports.recordings import Recording, read_recordings
 from reports.timings import Timings, read_timings, speedup
-
-Row = dict[str, Any]
 
 
 class Runs(NamedTuple):
-    """An output folder, read: a row for each run in a stable order, and by run_id the records, and timings if any."""
+    """An output folder, read: a row for each run in a stable order, and by run_id the records, and the rest if any.
+
+    Attributes:
+        answers: to the dev rows.
+        recordings: by name, as records give it.
+    """
 
     rows: list[Row]
     records: dict[str, RunRecord]
     timings: dict[str, Timings]
+    answers: dict[str, Answers]
+    recordings: dict[str, Recording]
+
+    def recording(self, run_id: str) -> Recording | None:
+        """What a run was replayed from, where it is there."""
+        return self.recordings.get(self.records[run_id].recording or "")
 
     def groups(self) -> list[tuple[str, str, list[Row]]]:
         """(task, shape, its rows), one for each table and plot."""
@@ -32,12 +44,12 @@ class Runs(NamedTuple):
         return [(task, shape, list(rows)) for (task, shape), rows in grouped]
 
 
-def load_runs(folder: Path, *, grades: bool = True) -> Runs:
+def load_runs(folder: Path, *, by_row: bool = True) -> Runs:
     """Read an output folder; what depends on a floor is left for `reports.choice.apply_floor`.
 
     Args:
         folder: what a run wrote.
-        grades: also correlate exits with difficulty grades, which takes longer than all the rest.
+        by_row: also read answers and recordings, and derive what needs them, which takes longer than all the rest.
 
     Raises:
         UserError: the folder holds no records, or a file in it is damaged.
@@ -45,8 +57,13 @@ def load_runs(folder: Path, *, grades: bool = True) -> Runs:
     records = sorted(read_records(folder), key=labels.sort_key)
     read = {record.run_id: read_timings(folder, record.run_id) for record in records if record.status == "ok"}
     timings = {run_id: timed for run_id, timed in read.items() if timed is not None}
-    rows = [row | (_grades(folder, row) if grades else {}) for row in _rows(records, timings)]
-    return Runs(rows, {record.run_id: record for record in records}, timings)
+    runs = Runs(_rows(records, timings), {record.run_id: record for record in records}, timings, {}, {})
+    if not by_row:
+        return runs
+    answers, recordings = read_answers(folder, records), read_recordings(folder, records)
+    fields = by_row_fields(runs.rows, runs.records, answers, recordings)
+    rows = [row | fields.get(row["run_id"], {}) for row in runs.rows]
+    return runs._replace(rows=rows, answers=answers, recordings=recordings)
 
 
 def _rows(records: list[RunRecord], timings: dict[str, Timings]) -> list[Row]:
@@ -135,19 +152,6 @@ def _exits(record: RunRecord) -> Row:
         mean = float(record.exits[-1])  # without exits, every row leaves where the network ends
     saving = None if mean is None or layers is None else 1 - mean / layers
     return {"exit_counts": counts, "mean_exit_layer": mean, "layer_saving": saving}
-
-
-def _grades(folder: Path, row: Row) -> Row:
-    """Do harder rows stay longer? Only for early exits of tasks whose rows carry a grade."""
-    path = examples_path(folder, row["run_id"])
-    if row["role"] != "early exit" or not path.exists():
-        return {}
-    columns = read_columns(path)
-    if "grade" not in columns or "length" not in columns:
-        return {}
-    found = rank_correlation_interval(columns["length"], columns["grade"], columns["exit_layer"])
-    name = "grade_exit_correlation"
-    return {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def _parity(record: RunRecord) -> Row:

@@ -10,32 +10,29 @@ from reports.choice import Choice
 from reports.drawing import lay_out, look, save
 from reports.labels import slug
 from reports.notes import describe
-from reports.runs import Row
-from reports.shifts import find_shifts, read_moved
+from reports.runs import Row, Runs
+from reports.shifts import find_moved, find_shifts
 
 
-def draw_shift(runs_folder: Path, rows: list[Row], choice: Choice, folder: Path) -> list[str]:
+def draw_shift(runs: Runs, rows: list[Row], choice: Choice, folder: Path) -> list[str]:
     """Write `shift_<task>_<shape>.png` and `.svg` of the chosen early exit, or of the first INT8 run that has a matrix.
 
     Returns their names, none where no run has one.
-
-    Raises:
-        UserError: a file of predictions in `runs_folder` is damaged.
     """
     early = choice.answers.get("early exit")
     chosen = early and early.run["run_id"]
     shifts = sorted(find_shifts(rows), key=lambda shift: shift.int8["run_id"] != chosen)
-    found = ((shift.int8, moved) for shift in shifts if (moved := read_moved(runs_folder, shift)) is not None)
+    found = ((shift.int8, moved) for shift in shifts if (moved := find_moved(runs, shift)) is not None)
     row, moved = next(found, (None, None))
     if row is None or moved is None:
         return []
     with look():
         figure = Figure(figsize=(6.5, 5.6), layout="constrained")
         _matrix(figure, figure.subplots(), moved.matrix)
+        flips = "" if moved.outcomes is None else f"; {moved.outcomes.flips} labels differ"
         figure.suptitle(
             f"{describe(row)}\n{choice.task}, {choice.shape}\n"
-            f"the same exit on {100 * moved.agreement:.1f} % of dev rows; mean exit layer {moved.drift:+.2f};"
-            f" {moved.label_flips} labels differ",
+            f"the same exit on {100 * moved.agreement:.1f} % of dev rows; mean exit layer {moved.drift:+.2f}{flips}",
             fontsize=10,
         )
         lay_out(figure)

@@ -23,6 +23,8 @@ NOTES = [
     " counts FLOPs. Of each task, read from the runs of its first shape, on the engine with most of them.",
     "Between two thresholds, or two depths, a score is read off the line between them over the mean exit layer: what"
     " drawing lots between the two for each row would score, for accuracy. No threshold was chosen by its score.",
+    "Area: the mean score over mean exit layers, along the line from its first to its last point; over fewer layers:"
+    f" less that of {OWN_LAYERS} between the same mean exit layers.",
     f"up to, from: nothing that was measured leaves sooner, or later. {OWN_LAYERS}: exit k answers every row."
     f" {ALONE}: the networks of fewer_layers.",
 ]
@@ -59,6 +61,14 @@ class Curve:
             return None
         return float(np.interp(self.num_layers / speedup, self.layers, self.scores))
 
+    def mean_height(self, first: float, last: float) -> float | None:
+        """The area below the curve between two mean exit layers, over their distance; None beyond the curve's ends."""
+        if not self.layers[0] <= first < last <= self.layers[-1]:
+            return None
+        inside = self.layers[(first < self.layers) & (self.layers < last)]
+        layers = np.concatenate([[first], inside, [last]])
+        return float(np.trapezoid(np.interp(layers, self.layers, self.scores), layers) / (last - first))
+
 
 def read_curves(runs: Runs) -> dict[Line, dict[int, Curve]]:
     """The curve of each line and seed; whole networks are the slow end of all lines of their checkpoint."""
@@ -87,8 +97,7 @@ def read_curves(runs: Runs) -> dict[Line, dict[int, Curve]]:
 
 def averaged(curves: Iterable[Curve], speedup: float) -> Spread | None:
     """The score at a layer speed-up over seeds; None where one of them does not reach it."""
-    scores = [curve.at(speedup) for curve in curves]
-    return spread([score for score in scores if score is not None]) if None not in scores else None
+    return _over_seeds([curve.at(speedup) for curve in curves])
 
 
 def speed_table(curves: dict[Line, dict[int, Curve]]) -> OtherTable:
@@ -104,7 +113,7 @@ def speed_table(curves: dict[Line, dict[int, Curve]]) -> OtherTable:
         row |= {"slowest": max(c.slowest for c in given), "fastest": min(c.fastest for c in given)}
         for speedup in SPEEDUPS:
             row |= fields(f"score_{speedup}x", averaged(given, speedup))
-        rows.append(row)
+        rows.append(row | _areas(line, curves))
     if all(row["leaves_by"] in RIVALS for row in rows):
         rows = []
     columns = [
@@ -114,6 +123,8 @@ def speed_table(curves: dict[Line, dict[int, Curve]]) -> OtherTable:
         Column("leaves by", 0, text("leaves_by"), text=True),
         Column("seeds", 1, text("seeds"), text=True),
         *(Column(f"{speedup}x", 0, _cell(speedup)) for speedup in SPEEDUPS),
+        Column("area %", 1, plus_minus("area", 1, 100)),
+        Column("area over fewer layers, points", 1, plus_minus("area_gain", 1, 100)),
     ]
     notes = list(NOTES)
     if any(len(seeds) > 1 for seeds in curves.values()):
@@ -123,6 +134,24 @@ def speed_table(curves: dict[Line, dict[int, Curve]]) -> OtherTable:
         )
     marked = [row | _near_the_best(row, rows) for row in rows]
     return OtherTable("Scores at equal layer speed-ups", columns, marked, notes, file="speed_axis")
+
+
+def _over_seeds(values: list[float | None]) -> Spread | None:
+    """None where a seed has no value."""
+    known = [value for value in values if value is not None]
+    return spread(known) if len(known) == len(values) else None
+
+
+def _areas(line: Line, curves: dict[Line, dict[int, Curve]]) -> Row:
+    """The mean height of a line between its own ends, and how far that is above the network's own first layers."""
+    fewer = {} if line.leaves_by in RIVALS else curves.get(line._replace(leaves_by=OWN_LAYERS), {})
+    heights, gains = [], []
+    for seed, curve in curves[line].items():
+        ends = float(curve.layers[0]), float(curve.layers[-1])
+        height, rival = curve.mean_height(*ends), fewer[seed].mean_height(*ends) if seed in fewer else None
+        heights.append(height)
+        gains.append(None if height is None or rival is None else height - rival)
+    return fields("area", _over_seeds(heights)) | fields("area_gain", _over_seeds(gains))
 
 
 def _of_one_program(rows: list[Row]) -> list[Row]:

@@ -1,7 +1,7 @@
 """Results as tables: on the console, as Markdown, CSV and JSON. What is printed in percent says so."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,7 +34,8 @@ class Column:
 class OtherTable(NamedTuple):
     """One more table over the whole folder, with the lines that explain it.
 
-    `file` names the CSV of its rows, for a table that shows what `results.csv` does not hold.
+    `file` names the CSV of its rows, for a table that shows what `results.csv` does not hold; that also has the
+    `further` rows.
     """
 
     title: str
@@ -42,11 +43,19 @@ class OtherTable(NamedTuple):
     rows: list[Row]
     notes: list[str]
     file: str | None = None
+    further: Sequence[Row] = ()
 
     @property
     def csv(self) -> str:
         """Every field of every row, numbers to six digits."""
-        return pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n", float_format="%.6g")
+        return pd.DataFrame([*self.rows, *self.further]).to_csv(index=False, lineterminator="\n", float_format="%.6g")
+
+
+def of_first_shapes(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows of each task's first shape, and all others: they hardly differ but in time."""
+    first = {row["task"]: row["shape"] for row in reversed(rows)}
+    shown = [row for row in rows if row["shape"] == first[row["task"]]]
+    return shown, [row for row in rows if row["shape"] != first[row["task"]]]
 
 
 def number(name: str, digits: int, scale: float = 1) -> Cell:
@@ -58,6 +67,12 @@ def interval(name: str, digits: int, scale: float = 1) -> Cell:
     """Formats `<name>_low` to `<name>_high`; empty where the row lacks them."""
     low, high = number(f"{name}_low", digits, scale), number(f"{name}_high", digits, scale)
     return lambda row: "" if row[f"{name}_low"] is None else f"{low(row)} to {high(row)}"
+
+
+def change(name: str) -> Cell:
+    """A difference of scores in points, said to be noise where it is: `-0.3 (noise)`; empty where the row lacks it."""
+    noise = f"{name}_noise"
+    return lambda row: "" if row[name] is None else f"{row[name] * 100:+.1f}{' (noise)' if row[noise] else ''}"
 
 
 def text(name: str) -> Cell:
@@ -82,6 +97,9 @@ COLUMNS = [
     Column("configuration", 0, text("configuration"), text=True),
     Column("dev %", 0, number("dev_score", 1, 100)),
     Column("dev 95 %", 4, interval("dev_score", 1, 100)),
+    Column("from fp32, points", 1, change("float32_change")),
+    Column("from fp32 95 %", 5, interval("float32_change", 1, 100)),
+    Column("over random exits, points", 4, change("choice_worth")),
     Column("tune %", 3, number("tune_score", 1, 100)),
     Column("mean layer", 1, number("mean_exit_layer", 2)),
     Column("layer saving %", 2, number("layer_saving", 1, 100)),
@@ -100,6 +118,10 @@ COLUMNS = [
 ]
 
 LEGEND = [
+    "from fp32: dev % less that of the same checkpoint's whole float32 network, paired by row. (noise): equally good"
+    " networks would often differ as much, by McNemar's exact test at 5 % for accuracy, by the bootstrap else.",
+    "over random exits: dev % less what as many rows at each exit score when chosen at random. (noise): inside the"
+    " range that holds 95 % of such choices.",
     "x INT8, x fp32 best: speed-up over the fastest whole network without exits in INT8, in float32, of any engine.",
     "x fp32 same: over float32 without exits on the same engine. x no exit: over the same recipe without exits.",
     "x fewer layers: over the fastest truncated network whose tune score keeps the floor.",
@@ -115,6 +137,14 @@ def _versus(answer: Answer) -> str:
         return ""
     how = " by sessions" if over.by_sessions else ""
     return f"{over.ratio.estimate:.2f} ({over.ratio.low:.2f} to {over.ratio.high:.2f}{how})"
+
+
+def _from_fewer_layers(answer: Answer) -> str:
+    found = answer.change_from_truncated
+    if found is None:
+        return ""
+    points, low, high = (f"{100 * value:+.1f}" for value in found.interval)
+    return f"{points} ({low} to {high}{', noise' if found.is_noise else ''})"
 
 
 def _kept(choice: Choice) -> Cell:
@@ -140,6 +170,7 @@ def answer_columns(choice: Choice) -> list[Column]:
         Column("run", 0, lambda answer: describe(answer.run), text=True),
         Column("dev %", 0, _of(number("dev_score", 1, 100))),
         Column("dev 95 %", 1, _of(interval("dev_score", 1, 100))),
+        Column("from fp32, points", 1, _of(change("float32_change"))),
         Column("% of float32", 2, _kept(choice)),
         Column("tune %", 2, _of(number("tune_score", 1, 100))),
         Column("mean layer", 1, _of(number("mean_exit_layer", 2))),
@@ -147,6 +178,7 @@ def answer_columns(choice: Choice) -> list[Column]:
         Column("x INT8", 0, _of(number("speedup_best_int8", 2))),
         Column("x INT8 95 %", 1, _of(interval("speedup_best_int8", 2))),
         Column("x fewer layers", 0, _versus),
+        Column("from fewer layers, points", 1, _from_fewer_layers),
         Column("note", 0, _floor_note, text=True),
     ]
 

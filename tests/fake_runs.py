@@ -6,6 +6,7 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from benchmarks.records import (
     CheckpointInfo,
@@ -13,11 +14,15 @@ from benchmarks.records import (
     RunRecord,
     append_record,
     examples_path,
+    recording_path,
     timings_path,
     write_columns,
 )
+from benchmarks.statistics import score
+from models.policies import Policy, replay
 
 LAYERS = 4
+Columns = dict[str, np.ndarray]
 FLOAT32 = {"kind": "float32"}
 INT8 = {"kind": "int8_static", "observer": "kl", "calibration_rows": 128, "rest": "float32"}
 FULL_DEPTH: dict[str, Any] = {"kind": "fixed", "layer": None}
@@ -124,10 +129,46 @@ def add_examples(folder: Path, run_id: str, right: np.ndarray, exit_layers: np.n
     columns = {
         "id": [f"dev-{row}" for row in range(len(right))],
         "label": np.ones(len(right), np.int64),
+        "length": np.arange(len(right)) % 40 + 3,
         "prediction": right.astype(np.int64),
         "exit_layer": exit_layers,
     }
     write_columns(examples_path(folder, run_id), columns)
+
+
+def add_replayed(
+    folder: Path,
+    given: RunRecord,
+    labels: Columns,
+    logits: Columns,
+    ms: float | None = None,
+) -> None:
+    """Add a run whose scores, exits and predictions are those of its policy on recorded logits, as a run does.
+
+    `labels` [N] and `logits` [L, N, C] by split; its recording is named `given.recording` and holds all layers.
+    """
+    layers = list(range(1, LAYERS + 1))
+    scores, counts, columns = {}, {}, {}
+    for split, of_split in labels.items():
+        deciding = given.exits[-1:] if given.policy["kind"] == "fixed" else given.exits
+        policy = TypeAdapter(Policy).validate_python(given.policy)
+        found = replay(policy, logits[split][[layer - 1 for layer in deciding]], deciding)
+        answered = found.logits[:, 0] if given.num_classes == 1 else found.logits.argmax(axis=-1)
+        scores[split] = {given.headline_metric: score(given.headline_metric, of_split, answered)}
+        counts[split] = np.bincount(found.exit_layer, minlength=LAYERS + 1)[1:].tolist()
+        columns[split] = {
+            "id": [f"{split}-{row}" for row in range(len(of_split))],
+            "label": of_split,
+            "length": np.arange(len(of_split)) % 30 + 3,
+            "prediction": answered,
+            "exit_layer": found.exit_layer,
+        }
+    add(folder, given.model_copy(update={"scores": scores, "exit_counts": counts}), ms)
+    write_columns(examples_path(folder, given.run_id), columns["dev"])
+    if given.recording is not None:
+        path = recording_path(folder, given.recording)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, allow_pickle=False, exits=np.array(layers), **logits)
 
 
 def add_drawn_examples(folder: Path, given: RunRecord, seed: int = 0, grades: bool = False) -> None:

@@ -22,7 +22,7 @@ ALLOWED: dict[str, dict[str, set[str] | None]] = {
     "benchmarks": {"models": None, "quant": None, "benchmarks": None},
     "reports": {
         "reports": None,
-        "models": {"models.command", "models.config"},
+        "models": {"models.calibration", "models.command", "models.config", "models.ops", "models.policies"},
         "benchmarks": {"benchmarks.records", "benchmarks.statistics"},
     },
 }

@@ -60,7 +60,7 @@ class Outline(HTMLParser):
 def written(folder: Path) -> str:
     runs = apply_floor(load_runs(folder))
     choices = choose(runs)
-    return page_html(folder, runs, choices, other_tables(runs, choices))
+    return page_html(runs, choices, other_tables(runs, choices))
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,8 @@ def test_sections_stand_in_the_order_they_are_read(outline: Outline):
         "Where examples leave: float32 against INT8",
         "Latency of a batch",
         "The answers in detail",
+        "INT8 against float32, policy by policy",
+        "Who pays for the speed",
         "Scores at equal layer speed-ups",
         "What training made of each exit",
         "In LPOT's shape",
@@ -114,6 +116,14 @@ def test_names_are_text_whatever_they_hold(outline: Outline):
     data = json.loads(outline.scripts[0])
     assert HOSTILE in {run["method"] for run in data["runs"]}
     assert HOSTILE in data["colours"]
+
+
+def test_a_change_inside_its_noise_is_told_where_a_run_is_hovered_over(outline: Outline):
+    runs = json.loads(outline.scripts[0])["runs"]
+    changes = {run["name"]: run["change"] for run in runs if run["group"] == 0}
+    assert changes["pabee, float32 on openvino, no exits"] == ""
+    assert re.fullmatch(r"[+-]\d+\.\d( \(noise\))?", changes["pabee, float32 on openvino, entropy 0.233"])
+    assert any("(noise)" in change for change in changes.values())
 
 
 def test_page_of_a_hundred_runs_is_small(tmp_path: Path):
@@ -242,6 +252,7 @@ def test_hover_tells_what_a_point_is(opened: Opened):
     tooltip.wait_for()
     assert re.search(r"run\s+(pabee|deebert), .* on openvino", tooltip.inner_text())
     assert re.search(r"dev %\s+\d+\.\d\d", tooltip.inner_text())
+    assert re.search(r"from float32, points\s+[+-]\d+\.\d", tooltip.inner_text())
 
 
 def test_policy_is_chosen_by_keyboard(opened: Opened):
@@ -254,6 +265,7 @@ def test_policy_is_chosen_by_keyboard(opened: Opened):
     opened.settle()
     assert select.input_value() != before
     assert "of dev rows" in opened.page.inner_text("#shift-note")
+    assert re.search(r"\d+ of them at the same exit; INT8 rescues \d+ rows", opened.page.inner_text("#shift-note"))
 
 
 def test_theme_follows_the_system_and_the_button(browser: Browser, page_path: Path):

@@ -25,7 +25,7 @@ from reports.notes import failures, header_notes
 from reports.other_tables import lpot, other_tables, papers
 from reports.runs import Row, Runs, load_runs
 from reports.shift_plot import draw_shift
-from reports.shifts import find_shifts, read_moved
+from reports.shifts import Outcomes, find_moved, find_shifts
 from tests.fake_runs import (
     ENTROPY,
     FLOAT32,
@@ -284,7 +284,7 @@ def test_choice(folder: Path):
     assert not any(versus.by_sessions for versus in over.values() if versus)
     assert choice.sentence.startswith("Early exit wins: 1.50x as fast as the best truncated network (95 % interval 1.")
     assert choice.sentence.endswith(
-        "at 89.0 % against 87.0 % on dev. On dev, early exit and the truncated network fell below the floor that was"
+        "at 89.0 % against 87.0 % on dev. On dev, early exit and the truncated network fell below the floor"
         " kept on tune."
     )
     notes = [column.cell for column in tables.answer_columns(choice) if column.title == "note"]
@@ -546,16 +546,20 @@ def test_shift_counts_rows_by_both_exit_layers(tmp_path: Path):
         add(tmp_path, given)
     (shift,) = find_shifts(load_runs(tmp_path).rows)
     assert (shift.float32["run_id"], shift.int8["run_id"]) == ("fp32", "int8")
-    assert read_moved(tmp_path, shift) is None
+    assert find_moved(load_runs(tmp_path), shift) is None
     for name, (exit_layers, predictions) in columns_of.items():
-        columns = {"id": ["a", "b", "c", "d"], "prediction": predictions, "exit_layer": exit_layers}
+        columns = {"label": [1, 1, 0, 1], "length": [5] * 4, "prediction": predictions, "exit_layer": exit_layers}
         write_columns(examples_path(tmp_path, name), columns)
-    moved = read_moved(tmp_path, shift)
+    moved = find_moved(load_runs(tmp_path), shift)
     assert moved is not None
     assert moved.matrix.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
-    assert (moved.agreement, moved.drift, moved.label_flips) == (0.5, 0.0, 1)
-    write_columns(examples_path(tmp_path, "int8"), columns | {"id": ["a", "b", "d", "c"]})
-    assert read_moved(tmp_path, shift) is None
+    assert (moved.agreement, moved.drift, moved.wasserstein) == (0.5, 0.0, 0.5)
+    assert moved.outcomes == Outcomes(
+        flips_same_exit=1, flips_other_exit=0, both_right=2, rescued=0, lost=1, both_wrong=1
+    )
+    path = tmp_path / "records.jsonl"
+    path.write_text(path.read_text().replace("da7a", "other", 1))
+    assert find_moved(load_runs(tmp_path), shift) is None
 
 
 def rendered_runs(folder: Path) -> Runs:
@@ -572,16 +576,16 @@ def test_shift_plot_is_of_the_chosen_early_exit(tmp_path: Path):
             add_drawn_examples(tmp_path, run)
     runs = rendered_runs(tmp_path)
     (choice,) = choose(runs)
-    names = draw_shift(tmp_path, runs.rows, choice, tmp_path / "plots")
+    names = draw_shift(runs, runs.rows, choice, tmp_path / "plots")
     assert names == [f"shift_sst2_batch-1-padding-longest-threads-2.{kind}" for kind in ("png", "svg")]
     drawn = (tmp_path / "plots" / names[1]).read_text()
     assert "int8_static(kl) on openvino, entropy 0.2" in drawn
     assert "the same exit on 100.0 % of dev rows; mean exit layer +0.00; 0 labels differ" in drawn
     examples_path(tmp_path, "int8_static-0.2").unlink()
-    draw_shift(tmp_path, runs.rows, choice, tmp_path / "plots")
+    draw_shift(rendered_runs(tmp_path), runs.rows, choice, tmp_path / "plots")
     assert "entropy 0.1" in (tmp_path / "plots" / names[1]).read_text()
     examples_path(tmp_path, "int8_static-0.1").unlink()
-    assert draw_shift(tmp_path, runs.rows, choice, tmp_path / "plots") == []
+    assert draw_shift(rendered_runs(tmp_path), runs.rows, choice, tmp_path / "plots") == []
 
 
 def test_names_on_the_front_do_not_disturb_each_other():

@@ -131,3 +131,37 @@ def test_a_curve_stays_between_its_points(points: dict[int, float], speedup: flo
         assert curve.scores.min() - 1e-12 <= found <= curve.scores.max() + 1e-12
     for layer, score in zip(layers, curve.scores, strict=True):
         assert curve.at(6 / layer) == pytest.approx(score, abs=1e-6)
+
+
+def test_areas_lie_between_the_same_layers(tmp_path: Path):
+    add_model(tmp_path)
+    found = cells(tmp_path)
+    # From mean layer 1.2 to the whole network's 4: (0.86 * 1.8 + 0.94) / 2.8, and (0.66 * 0.8 + 0.83 * 2) / 2.8.
+    assert found["pabee", "entropy"]["area %"] == "88.9"
+    assert found["pabee", "entropy"]["area over fewer layers, points"] == "10.7"
+    assert found["pabee", "own first layers"]["area %"] == "77.0"  # from layer 1: (0.65 + 0.83 * 2) / 3
+    assert found["pabee", "own first layers"]["area over fewer layers, points"] == ""
+    assert found["pabee", "first layers, trained alone"]["area %"] == ""  # a point has none
+
+
+def test_an_area_without_its_rival_is_not_compared(tmp_path: Path):
+    add_model(tmp_path)
+    info = checkpoint("deebert", name="deebert")
+    add(tmp_path, record("d whole", dev=0.9, session="d", checkpoint=info))
+    add(tmp_path, early("d early", dev=0.8, session="d", checkpoint=info))
+    found = cells(tmp_path)["deebert", "entropy"]
+    assert (found["area %"], found["area over fewer layers, points"]) == ("85.0", "")
+
+
+@given(st.dictionaries(st.integers(10, 60), st.floats(0, 1), min_size=2, max_size=8), st.floats(0.01, 0.99))
+def test_areas_of_two_parts_add_up(points: dict[int, float], share: float):
+    layers = np.array(sorted(points)) / 10
+    curve = Curve(layers, np.array([points[layer] for layer in sorted(points)]), num_layers=6)
+    first, last = float(layers[0]), float(layers[-1])
+    middle = first + share * (last - first)
+    whole, *parts = (curve.mean_height(*ends) for ends in ((first, last), (first, middle), (middle, last)))
+    assert whole is not None
+    assert whole == pytest.approx(share * parts[0] + (1 - share) * parts[1])
+    assert curve.scores.min() - 1e-9 <= whole <= curve.scores.max() + 1e-9
+    assert curve.mean_height(first - 0.1, last) is None
+    assert curve.mean_height(first, last + 0.1) is None

@@ -10,6 +10,7 @@ const CROSS = "M-.7,-1L0,-.3L.7,-1L1,-.7L.3,0L1,.7L.7,1L0,.3L-.7,1L-1,.7L-.3,0L-
 const OUTCOME = [
   { field: "name", title: "run" },
   number("score", "dev %", ".2f"),
+  { field: "change", title: "from float32, points" },
   number("speedup", "speed-up", ".2f"),
   number("mean_exit_layer", "mean layer", ".2f"),
   number("ms", "ms / example", ".3f"),

@@ -74,11 +74,18 @@ async function drawShift() {
 function shiftLines(shift) {
   if (!shift) return ["No INT8 run with a float32 run of the same policy matches."];
   if (!shift.moved) return ["The predictions of these runs are not there, so there is no exit-shift matrix."];
-  const { agreement, drift, label_flips } = shift.moved;
+  const { agreement, drift, outcomes } = shift.moved;
   const way = drift < 0 ? "earlier" : "later";
-  return [
+  const lines = [
     `The exit is the same on ${(100 * agreement).toFixed(1)} % of dev rows;`,
-    `INT8 leaves ${Math.abs(drift).toFixed(2)} layers ${way} on average; ${label_flips} labels differ.`,
+    `INT8 leaves ${Math.abs(drift).toFixed(2)} layers ${way} on average.`,
+  ];
+  if (!outcomes) return lines;
+  const { flips_same_exit, flips_other_exit, rescued, lost } = outcomes;
+  return [
+    ...lines,
+    `${flips_same_exit + flips_other_exit} labels differ, ${flips_same_exit} of them at the same exit;`,
+    `INT8 rescues ${rescued} rows and loses ${lost}.`,
   ];
 }
 
@@ -107,7 +114,7 @@ function sortRows(header) {
   for (const other of headers) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", ascending ? "ascending" : "descending");
   const cell = (row) => row.cells[headers.indexOf(header)].textContent;
-  const compare = (one, other) => (isNaN(one) || isNaN(other) ? one.localeCompare(other) : one - other);
+  const compare = (one, other) => parseFloat(one) - parseFloat(other) || one.localeCompare(other);
   rows.sort((one, other) => {
     if (!cell(one) || !cell(other)) return !cell(one) - !cell(other); /* empty ones last */
     return ascending ? compare(cell(one), cell(other)) : compare(cell(other), cell(one));
