@@ -127,8 +127,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"quantization": {"op_wise": {"layer_1": {"dtype": "fp16"}}}}, "input should be 'int8' or 'fp32', found 'fp16'"),
     ({"evaluation": {"accuracy": {"metric": "f1"}}}, "evaluation.accuracy: unknown metric 'f1'; allowed: accuracy"),
     (
-        {"evaluation": {"performance": {"configs": {"num_of_instance": 2}}}},
-        "num_of_instance: input should be 1, found 2",
+        {"evaluation": {"performance": {"configs": {"num_of_instance": 0}}}},
+        "num_of_instance: input should be greater than or equal to 1, found 0",
     ),
     ({"early_exit": {"exits": ["none"]}}, "are what truncated: true tries"),
     ({"early_exit": {"policies": [{"kind": "fixed", "layer": 2}]}}, "are what truncated: true tries"),
