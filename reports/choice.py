@@ -12,6 +12,7 @@ from models.config import UserError
 from reports.baselines import fastest, timed_together
 from reports.runs import Row, Runs, speedup_fields
 from reports.timings import comparable, speedup, speedup_by_sessions
+from reports.trust import untrusted
 
 RELATIVE_FLOOR = 0.01
 KINDS = {
@@ -20,6 +21,8 @@ KINDS = {
     "int8": "fastest INT8 without exits",
     "float32": "fastest float32 without exits",
 }
+
+RIVALS = ["early exit", "truncated"]
 
 
 class Versus(NamedTuple):
@@ -53,7 +56,8 @@ class Choice:
         floor: lowest tune score allowed: `(1 - relative_floor)` of `reference`; None where there is no reference.
         reference: the float32 network without exits that scores best on tune, of all checkpoints.
         answers: by kind, those of `KINDS` that were found.
-        invalid: how many runs were left out because their validity is INVALID.
+        invalid: how many runs were left out because their score or their seconds are INVALID.
+        lost: the rivals of which every run within the floor was left out so.
     """
 
     task: str
@@ -63,6 +67,7 @@ class Choice:
     reference: Row | None
     answers: dict[str, Answer]
     invalid: int
+    lost: list[str]
 
     @property
     def sentence(self) -> str:
@@ -111,8 +116,9 @@ def choose(runs: Runs, relative_floor: float = RELATIVE_FLOOR) -> list[Choice]:
                 kind: replace(answer, over_truncated=versus(floored, answer.run, fewer))
                 for kind, answer in answers.items()
             }
-        invalid = sum(row["validity"] == "INVALID" for row in rows)
-        choices.append(Choice(task, shape, relative_floor, floor, reference, answers, invalid))
+        invalid = sum(map(untrusted, rows))
+        lost = [kind for kind in RIVALS if kind not in answers and any(_is(row, kind) for row in filter(_lost, rows))]
+        choices.append(Choice(task, shape, relative_floor, floor, reference, answers, invalid, lost))
     return choices
 
 
@@ -135,7 +141,11 @@ def lowest_allowed(score: float, share: float) -> float:
 
 def _eligible(row: Row) -> bool:
     scored = row["tune_score"] is not None and row["latency_s_per_example"] is not None
-    return scored and row["validity"] != "INVALID"
+    return scored and not untrusted(row)
+
+
+def _lost(row: Row) -> bool:
+    return bool(row["within_floor"]) and untrusted(row)
 
 
 def _within(row: Row, floor: float | None) -> Row:
@@ -180,6 +190,8 @@ def _answer(kind: str, rows: list[Row], dev_floor: float | None) -> Answer | Non
 def _sentence(choice: Choice) -> str:
     if choice.floor is None:
         return "No answer: there is no float32 network without exits to set the floor by."
+    if choice.lost:
+        return f"No answer: every {' and every '.join(choice.lost)} run that keeps the floor is INVALID."
     early, fewer = choice.answers.get("early exit"), choice.answers.get("truncated")
     if early is None and fewer is None:
         return "Neither early exit nor a truncated network keeps the floor: serve a whole network."
