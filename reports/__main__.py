@@ -30,6 +30,7 @@ render writes
   speeds_*.png, .svg   score at equal layer speed-ups, every method beside fewer layers; speed_axis.csv has the numbers
   training.csv         score and calibration of each exit on select, beside networks trained alone
   seeds.csv            mean and spread of settings that were fine-tuned with several seeds
+  load_*.png, .svg     latency against arrivals, simulated from the measured times; load.csv has the numbers
   shift_*.png, .svg    the exit-shift matrix of the chosen early exit: which rows INT8 makes leave elsewhere
 
 gate writes, into RUNS/gate

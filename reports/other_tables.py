@@ -7,6 +7,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from reports.choice import Choice, lowest_allowed
+from reports.load import load_table
 from reports.runs import Row, Runs
 from reports.seeds import seeds_table
 from reports.speed_axis import read_curves, speed_table
@@ -50,7 +51,7 @@ PUBLISHED = [
 def other_tables(runs: Runs, choices: list[Choice]) -> list[OtherTable]:
     """The tables that have rows; `runs` has gone through `apply_floor`."""
     own = [seeds_table(runs), speed_table(read_curves(runs)), training_table(runs)]
-    return [table for table in (*own, lpot(runs), papers(runs, choices)) if table.rows]
+    return [table for table in (*own, load_table(runs, choices), lpot(runs), papers(runs, choices)) if table.rows]
 
 
 def lpot(runs: Runs) -> OtherTable:
