@@ -48,12 +48,14 @@ def doubts(session: Mapping[str, np.ndarray], conditions: Conditions | None) -> 
     """
     found = {name: _clock(seconds) or _few(seconds) for name, seconds in session.items()}
     paces = {name: _pace(session[name]) for name, doubted in found.items() if not doubted}
-    for name, pace in paces.items():
-        alike = [other for other, their in paces.items() if their.shape == pace.shape]
-        # Of two, each is held against the other; of more, all against what most of them did.
-        beside = [other for other in alike if other != name] if len(alike) == 2 else alike
-        found[name] = _own(pace / np.median([paces[other] for other in beside], axis=0))
-    shared = _conditions(conditions) + _machine(list(paces.values()))
+    for shape in {pace.shape for pace in paces.values()}:
+        alike = {name: pace for name, pace in paces.items() if pace.shape == shape}
+        common = np.median(list(alike.values()), axis=0)
+        for name, pace in alike.items():
+            # Of two runs, each is held against the other; of more, all against what most of them did.
+            beside = common if len(alike) != 2 else next(alike[other] for other in alike if other != name)
+            found[name] = _own(pace / beside) + _machine(common)
+    shared = _conditions(conditions)
     return {name: doubted + shared for name, doubted in found.items()}
 
 
@@ -95,11 +97,8 @@ def _own(pace: np.ndarray) -> list[Doubt]:
     return found
 
 
-def _machine(paces: list[np.ndarray]) -> list[Doubt]:
+def _machine(pace: np.ndarray) -> list[Doubt]:
     """What happened to all runs alike."""
-    if len({pace.shape for pace in paces}) != 1:
-        return []
-    pace = np.median(paces, axis=0)
     spread, drift = _spread(pace), _drift(pace)
     if spread <= SPREAD[0] and abs(drift) <= DRIFT[0]:
         return []

@@ -103,17 +103,17 @@ def test_scores_stand_though_seconds_do_not(tmp_path: Path):
 
 
 def test_the_tail_stands_beside_that_without_exits(tmp_path: Path):
-    """Half of the rows leave early, and the others pay a tenth more than without exits."""
+    """The shorter half of the rows leave early, and the others pay a tenth more than without exits."""
     whole = seconds()
     add(tmp_path, record("whole"))
     add_timings(tmp_path, "whole", whole)
     add(tmp_path, early("early"))
-    add_timings(tmp_path, "early", whole * np.where(np.arange(64) % 2, 0.3, 1.1))
+    add_timings(tmp_path, "early", whole * np.where(np.argsort(np.argsort(COSTS)) < 32, 0.3, 1.1))
     few = {"shape": {"batch_size": 32, "padding": "longest", "threads": 2}}
     add(tmp_path, record("few", **few), ms_per_row=1.0, rows=32)
     rows = {row["run_id"]: row for row in load_runs(tmp_path).rows}
-    assert rows["early"]["speedup_no_exit"] > 1.3
-    assert rows["early"]["p99_over_no_exit"] == pytest.approx(1.1, abs=0.02)
+    assert rows["early"]["speedup_no_exit"] > 1.2
+    assert rows["early"]["p99_over_no_exit"] == pytest.approx(1.1)
     assert rows["whole"]["p99_over_no_exit"] == 1
     expected = np.quantile(whole, [0.5, 0.9, 0.95, 0.99]) * 1000
     assert [rows["whole"][f"p{q}_ms"] for q in (50, 90, 95, 99)] == pytest.approx(expected)
