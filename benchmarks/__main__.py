@@ -109,18 +109,19 @@ def _command(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, suite: "Suite") -> int:
     from rich.console import Console
 
+    from benchmarks.disk import writing
     from benchmarks.runner import measure
     from benchmarks.session import sessions
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     output = options.output or Path("runs") / suite.name
-    output.mkdir(parents=True, exist_ok=True)  # fails before hours of training, if it fails
     failed = []
     planned = sessions(
         suite, options.dataset_location, options.checkpoints, output, options.only, options.smoke, console.print
     )
-    for session in planned:
-        failed += measure(session, console.print)
+    with writing(output):  # fails before hours of training, if it fails
+        for session in planned:
+            failed += measure(session, console.print)
     for record in failed:
         console.print(f"failed: {record.case}: {record.error}", style="red", markup=False)
     console.print(f"records: {output / 'records.jsonl'}")
@@ -128,19 +129,20 @@ def _run(options: argparse.Namespace, suite: "Suite") -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
+    from benchmarks.disk import writing
     from benchmarks.tuning import read_tuning
 
     tuning = read_tuning(options.tuning)
     tuning = tuning.smoke() if options.smoke else tuning
     workspace = tuning.tuning.workspace.path
     output = options.output or Path(workspace or f"runs/tune_{tuning.model.name}")
-    output.mkdir(parents=True, exist_ok=True)  # fails before hours of training, if it fails
     # Before PyTorch starts its threads: exporting the winner calibrates, and threads that spin fight.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from benchmarks.winner import run_tuning
 
     say = partial(print, flush=True)  # one line a trial: whoever follows a file sees it
-    return run_tuning(tuning, options.dataset_location, options.checkpoints, output, options.smoke, say)
+    with writing(output):  # fails before hours of training, if it fails
+        return run_tuning(tuning, options.dataset_location, options.checkpoints, output, options.smoke, say)
 
 
 def _train(options: argparse.Namespace, suite: "Suite") -> int:

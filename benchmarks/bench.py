@@ -7,12 +7,12 @@ from typing import Any, Self
 import numpy as np
 
 from benchmarks.records import Timing, recording_path
-from benchmarks.runner import Key, open_worker, recording_id, save_recording, worker_key
+from benchmarks.runner import Key, Workers, open_workers, recording_id, save_recording, worker_key
 from benchmarks.session import Session, max_length
 from benchmarks.suite import RunSpec
 from benchmarks.tuner import TURN
 from benchmarks.tuning import Performance
-from benchmarks.worker import Built, Worker, WorkerError
+from benchmarks.worker import Built, WorkerError, ask_all
 from models.encoding import encode
 
 # Workers alive at a time, the anchor's apart: each holds a network in memory, and takes long to open again.
@@ -35,40 +35,39 @@ class WorkerBench:
         drawn = np.random.default_rng(session.suite.seed).permutation(len(tune))
         # Short of rows, calls come back to the first ones.
         self.rows = np.resize(drawn, (performance.warmup + performance.iteration) * size).tolist()
-        self.workers: dict[Key, Worker] = {}
+        self.workers: Workers = {}
         self.anchor_built: Built | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for worker in self.workers.values():
-            worker.stop()
+        for key in list(self.workers):
+            self._close(key)
 
     def record(self, run: RunSpec) -> np.ndarray:
         """See `Bench`. Recordings are kept on disk, so a resumed tuning makes none again."""
         exits = range(1, self.session.member(run).checkpoint.network.num_layers + 1)
         path = recording_path(self.session.output, recording_id(self.session, run, exits))
         if not path.exists():
-            save_recording(path, self._call(run, "record", run.shape, exits), exits)
+            save_recording(path, self._call(run, "record", run.shape, exits, instances=1)[0], exits)
         with np.load(path) as recorded:
             return recorded["tune"]
 
     def time(self, run: RunSpec) -> Timing:
         """See `Bench`."""
-        anchor: Built = self.anchor_built or self._call(self.anchor, "build", self.anchor, self.rows)
+        anchor: Built = self.anchor_built or self._call(self.anchor, "build", 0, self.anchor, self.rows)[0]
         self.anchor_built = anchor
-        built: Built = self._call(run, "build", run, self.rows)
-        # The anchor is the first run its worker built, and no other worker keeps any.
-        sides = [(self.anchor, 0), (run, int(worker_key(run) == worker_key(self.anchor)))]
+        built: Built = self._call(run, "build", 1, run, self.rows)[0]
+        sides = [self.anchor, run]
         seconds: list[list[float]] = [[], []]
         warmup, iteration = self.performance.warmup, self.performance.iteration
         cuts = sorted({*([0] if warmup else []), *range(warmup, warmup + iteration, TURN), warmup + iteration})
         for turn, (first, last) in enumerate(itertools.pairwise(cuts)):
             for side in (0, 1) if turn % 2 else (1, 0):
-                timed = self._call(sides[side][0], "time_block", sides[side][1], first, last)
-                seconds[side] += timed if first >= warmup else []
-        self._call(run, "forget_last_run")
+                of_instances = self._call(sides[side], "time_block", side, first, last)
+                seconds[side] += itertools.chain(*of_instances) if first >= warmup else []
+        self._call(run, "forget_run", 1)
         return Timing(
             seconds=seconds[1],
             anchor_seconds=seconds[0],
@@ -76,18 +75,25 @@ class WorkerBench:
             anchor_size_bytes=anchor.size_bytes,
         )
 
-    def _call(self, run: RunSpec, request: str, *arguments: Any) -> Any:
-        """Ask the run's worker, opened if need be; one that fails is closed, so that the next trial finds a new one."""
+    def _call(self, run: RunSpec, request: str, *arguments: Any, instances: int | None = None) -> list[Any]:
+        """Ask the run's workers, or so many of them, opened if need be.
+
+        Where one fails, all are closed, so that the next trial finds new ones.
+        """
         key = worker_key(run)
         if key not in self.workers:
             others = [other for other in self.workers if other != worker_key(self.anchor)]
             if len(others) >= MOST_WORKERS and key != worker_key(self.anchor):
-                self.workers.pop(others[0]).stop()
-            self.workers[key] = open_worker(self.session, run, self.splits, timed="tune")
+                self._close(others[0])
+            self.workers[key] = open_workers(self.session, run, self.splits, timed="tune")
         try:
-            return self.workers[key](request, *arguments)
+            return ask_all(self.workers[key][:instances], request, *arguments)
         except WorkerError:
-            self.workers.pop(key).stop()
+            self._close(key)
             if key == worker_key(self.anchor):
                 self.anchor_built = None
             raise
+
+    def _close(self, key: Key) -> None:
+        for worker in self.workers.pop(key):
+            worker.stop()

@@ -1,14 +1,19 @@
 """Where a run was measured: machine, instruction sets, versions, revision, and time stolen from the machine."""
 
+import math
 import os
 import platform
 import subprocess
+import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from models.cpu import KERNEL_FLAGS, isa_flags
+import numpy as np
+
+from benchmarks.records import Conditions
+from models.cpu import KERNEL_FLAGS, isa_flags, processors
 
 TOOLCHAIN = ("torch", "transformers", "neural_compressor_pt", "torchao", "openvino", "numpy", "tokenizers")
 
@@ -40,13 +45,42 @@ def environment() -> dict[str, Any]:
     }
 
 
-def stolen_seconds() -> float:
-    """CPU seconds the hypervisor has kept from this machine since boot (0 where it does not say)."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return 0.0
-    fields = stat.read_text().split("\n", 1)[0].split()
-    return int(fields[8]) / os.sysconf("SC_CLK_TCK") if len(fields) > 8 else 0.0
+class Moment(NamedTuple):
+    """What clocks and counters say at one moment, in seconds; NaN where the system does not tell.
+
+    `clock_s` is the day's clock; `busy_s` and `stolen_s` count all processors that this process may run on, `work_s`
+    what the work itself has used of them.
+    """
+
+    timer_s: float
+    clock_s: float
+    busy_s: float
+    stolen_s: float
+    work_s: float
+
+
+def moment(work_s: float) -> Moment:
+    """Now; `work_s` as in `Moment`."""
+    busy_s, stolen_s, stat = float("nan"), 0.0, Path("/proc/stat")
+    if stat.exists():
+        ours = {f"cpu{number}" for number in processors()}
+        lines = [line.split() for line in stat.read_text().splitlines()]
+        ticks = np.array([line[1:9] for line in lines if line[0] in ours], dtype=np.int64).sum(axis=0)
+        user, nice, system, _, _, irq, softirq, stolen = (ticks / os.sysconf("SC_CLK_TCK")).tolist()
+        busy_s, stolen_s = user + nice + system + irq + softirq, stolen
+    return Moment(time.perf_counter(), time.time(), busy_s, stolen_s, work_s)
+
+
+def conditions(before: Moment, after: Moment) -> Conditions:
+    """What the machine did between two moments."""
+    wall_s, clock_s, busy_s, stolen_s, work_s = (now - then for then, now in zip(before, after, strict=True))
+    return Conditions(
+        processors=len(processors()),
+        wall_seconds=wall_s,
+        other_seconds=None if math.isnan(busy_s - work_s) else max(0.0, busy_s - work_s),
+        stolen_seconds=stolen_s,
+        clock_gap_seconds=clock_s - wall_s,
+    )
 
 
 def _cpu_model() -> str:

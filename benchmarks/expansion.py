@@ -18,7 +18,7 @@ def expand_whole(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> 
     runs = [
         RunSpec(task, checkpoint, recipe, engine, False, (num_layers,), Fixed(), shape)
         for recipe, engine, shape in axes
-        if not _skipped(suite, cannot_run(recipe.kind, engine.kind, with_exits=False))
+        if not _skipped(suite, cannot_run(recipe.kind, engine.kind, with_exits=False) or shape.unfit())
     ]
     return [run for run in runs if not suite.excludes(run)]
 
@@ -61,7 +61,7 @@ def expand(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> list[R
             kept = (policy.layer or num_layers,)
         else:
             kept = tuple(range(1, num_layers + 1)) if exits == "all" else tuple(exits)
-        problem = cannot_run(recipe.kind, engine.kind, exits != "none") or _beyond(policy, num_layers)
+        problem = cannot_run(recipe.kind, engine.kind, exits != "none") or _beyond(policy, num_layers) or shape.unfit()
         if _skipped(suite, problem or unfit(policy, kept, num_layers, task)):
             continue
         run = RunSpec(task, checkpoint, recipe, engine, exits != "none", kept, policy, shape)

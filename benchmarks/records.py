@@ -4,7 +4,7 @@ An output folder holds
 
     records.jsonl                       one `RunRecord` a line, written as runs finish
     columns/<run_id>/examples.parquet   id, label, length, grade, prediction, exit_layer: one row for each dev example
-    columns/<run_id>/timings.parquet    repeat, batch, rows, seconds: one row for each timed batch
+    columns/<run_id>/timings-<session>.parquet   repeat, batch, rows, seconds: one row for each timed batch
     recordings/<recording_id>/exits.npz logits [exits, N, C] of every kept exit, per split, shared by many runs
 
 and that of a tuning
@@ -12,6 +12,9 @@ and that of a tuning
     trials.jsonl                        one `TrialRecord` a line, written as trials finish; and its recordings
 
 A record stores what was seen; speed-ups, savings and choices are derived when read (`reports/`).
+
+A session that is measured again has timings of its own beside the earlier ones (its predictions follow from run_id). A
+record is appended once all it speaks of is on disk: a kill at any moment leaves what was measured before as it was.
 """
 
 import json
@@ -25,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ConfigDict, Field, ValidationError
 
+from benchmarks.disk import LOCK_WAIT_S, naming, writing
 from models.config import Config, UserError
 
 SCHEMA, TRIAL_SCHEMA = "exitbench/record/1", "exitbench/trial/1"
@@ -93,6 +97,36 @@ class Parity(Config):
     epsilon: float
 
 
+class Conditions(Config):
+    """What the machine did while a session was timed; `benchmarks/validity.py` judges by it.
+
+    Attributes:
+        processors: that the session might run on.
+        wall_seconds: that the timing took.
+        other_seconds: processor seconds of other processes meanwhile; None where the system does not tell.
+        stolen_seconds: processor seconds that the hypervisor kept.
+        clock_gap_seconds: what the clock of the day gained on the timer.
+    """
+
+    processors: int
+    wall_seconds: float
+    other_seconds: float | None
+    stolen_seconds: float
+    clock_gap_seconds: float
+
+    @property
+    def other_share(self) -> float | None:
+        """Of the processors' time, what other processes took."""
+        if self.other_seconds is None:
+            return None
+        return self.other_seconds / (self.processors * self.wall_seconds)
+
+    @property
+    def stolen_share(self) -> float:
+        """Of the processors' time, what the hypervisor kept."""
+        return self.stolen_seconds / (self.processors * self.wall_seconds)
+
+
 class RunRecord(Config):
     """One measured combination.
 
@@ -106,6 +140,8 @@ class RunRecord(Config):
         precision: what the compiled program says it runs in.
         scores: split -> metric -> value in [-1, 1], from the recorded logits; empty for timing-only runs.
         exit_counts: split -> rows that left at layers 1..L.
+        conditions: None in older records, and where the run failed.
+        timings: name of the file of raw timings, below `columns/<run_id>`; that of older records by default.
         size_bytes: the program's weights and graph on disk.
         build_seconds: quantize, convert and compile.
     """
@@ -147,12 +183,17 @@ class RunRecord(Config):
     majority_score: float | None = None
     parity: Parity | None = None
     timed_rows: int = 0
+    conditions: Conditions | None = None
+    timings: str = "timings.parquet"
     warmup_seconds: float | None = None
     environment: dict[str, Any]
 
 
 class Timing(Config):
-    """Seconds of each call of a candidate and, turn by turn with it over the same rows, of its tuning's anchor."""
+    """Seconds of each call of a candidate and, turn by turn with it over the same rows, of its tuning's anchor.
+
+    Of several instances at once, the calls of all.
+    """
 
     seconds: list[float]
     anchor_seconds: list[float]
@@ -234,7 +275,8 @@ def _read_lines(path: Path, kind: type[Line], schema: str) -> list[Line]:
             version = raw.get("schema_version")
             if version != schema:
                 raise UserError(
-                    f"{path}:{number} has schema {version!r}; this ExitBench reads {schema!r}: run the suite again"
+                    f"{path}:{number} has schema {version!r}; this ExitBench reads {schema!r}: measure into another "
+                    "folder, or read it with the ExitBench that wrote it"
                 )
             found.append(kind.model_validate(raw))
         except (ValueError, AttributeError, ValidationError) as error:
@@ -244,10 +286,14 @@ def _read_lines(path: Path, kind: type[Line], schema: str) -> list[Line]:
 
 
 def append_record(folder: Path, record: RunRecord | TrialRecord) -> None:
-    """Write one record as one line, on disk before returning. A line cut short by an earlier kill is dropped first."""
+    """Write one record as one line, on disk before returning. A line cut short by an earlier kill is dropped first.
+
+    Raises:
+        UserError: another process is writing to the folder.
+        OSError: it cannot be written; the records before stay as they are.
+    """
     path = folder / (RECORDS if isinstance(record, RunRecord) else TRIALS)
-    folder.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
+    with writing(folder, LOCK_WAIT_S), naming(path), path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
@@ -264,11 +310,17 @@ def _drop_unfinished_line(path: Path) -> None:
 
 
 def write_columns(path: Path, columns: dict[str, np.ndarray | list[Any]]) -> None:
-    """Write a parquet file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a parquet file, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    table = pa.table({name: pa.array(column) for name, column in columns.items()})
     unfinished = path.with_suffix(".tmp")
-    pq.write_table(pa.table({name: pa.array(column) for name, column in columns.items()}), unfinished)
-    unfinished.replace(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, unfinished)
+        unfinished.replace(path)
 
 
 def read_columns(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
@@ -292,9 +344,9 @@ def examples_path(folder: Path, run_id: str) -> Path:
     return folder / "columns" / run_id / "examples.parquet"
 
 
-def timings_path(folder: Path, run_id: str) -> Path:
+def timings_path(folder: Path, record: RunRecord) -> Path:
     """Where a run's raw timings are: repeat, batch, rows, seconds."""
-    return folder / "columns" / run_id / "timings.parquet"
+    return folder / "columns" / record.run_id / record.timings
 
 
 def recording_path(folder: Path, recording: str) -> Path:

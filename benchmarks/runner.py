@@ -7,10 +7,12 @@ the same machine.
 
 import hashlib
 import itertools
+import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,11 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from benchmarks.environment import environment, stolen_seconds
+from benchmarks.disk import naming
+from benchmarks.environment import conditions, environment, moment
 from benchmarks.records import (
     RECORDS,
+    Conditions,
     Parity,
     RunRecord,
     append_record,
@@ -32,8 +36,10 @@ from benchmarks.records import (
 )
 from benchmarks.session import Say, Session, calibration, max_length, run_id
 from benchmarks.suite import RunSpec, Shape, engine_label, recipe_label
-from benchmarks.worker import Built, Worker, WorkerError, WorkerSpec
+from benchmarks.validity import doubts
+from benchmarks.worker import Built, Worker, WorkerError, WorkerSpec, answer_all, ask_all
 from models.config import UserError
+from models.cpu import processors
 from models.encoding import Encoded, encode
 from models.policies import Replayed, replay
 from models.tasks import Task
@@ -53,24 +59,28 @@ class _Measured:
     error: str | None = None
     recording: str | None = None
     built: Built | None = None
-    index: int = -1
+    number: int = -1
     parity: Parity | None = None
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     exit_counts: dict[str, list[int]] = field(default_factory=dict)
     examples: dict[str, Any] = field(default_factory=dict)
-    seconds: list[tuple[int, int, int, float]] = field(default_factory=list)
+    seconds: list[tuple[int, int, int, int, float]] = field(default_factory=list)
 
 
 def measure(session: Session, say: Say) -> list[RunRecord]:
-    """Measure all runs of a session that have no `ok` record yet, write their records, and return those of failures.
+    """Measure the runs of every shape that is not all there, write their records, and return those of failures.
 
-    A session is repeated whole when any of its runs is missing: a ratio needs both its sides in the same session.
+    A shape is measured again whole when any of its runs is missing, or was timed apart from the others: a ratio needs
+    both its sides in the same session.
     """
     ids = {run.case: run_id(run, session.data.data_hash, session.member(run).checkpoint.hash) for run in session.runs}
     existing = read_records(session.output) if (session.output / RECORDS).exists() else []
-    done = {record.run_id for record in existing if record.status == "ok"}
-    if set(ids.values()) <= done:
-        say(f"  all {len(ids)} runs already measured in {session.output}")
+    shapes = _unfinished(session.runs, ids, existing)
+    runs = [run for run in session.runs if run.shape in shapes]
+    if len(runs) < len(session.runs):
+        already = len(session.runs) - len(runs)
+        say(f"  {already} of {len(session.runs)} runs already measured in {session.output}")
+    if not runs:
         return []
     encoded = {
         split: encode(rows, session.main.tokenizer, max_length(session))
@@ -78,19 +88,30 @@ def measure(session: Session, say: Say) -> list[RunRecord]:
         if split not in ("fit", "select")
     }
     failed: list[RunRecord] = []
-    shapes = list(dict.fromkeys(run.shape for run in session.runs))
-    for threads, grouped in itertools.groupby(shapes, key=lambda shape: shape.thread_count):
-        with _workers(session, encoded, threads) as workers:
-            for shape in grouped:
-                runs = [_Measured(run, ids[run.case]) for run in session.runs if run.shape == shape]
+    for _, grouped in itertools.groupby(shapes, key=lambda shape: (shape.thread_count, shape.instances)):
+        served = list(grouped)
+        with _workers(session, [run for run in runs if run.shape in served], encoded) as workers:
+            for shape in served:
+                mine = [_Measured(run, ids[run.case]) for run in runs if run.shape == shape]
                 busy = {
-                    key: worker for key, worker in workers.items() if any(worker_key(run.spec) == key for run in runs)
+                    key: worker for key, worker in workers.items() if any(worker_key(run.spec) == key for run in mine)
                 }
-                failed += _measure_shape(session, shape, encoded, busy, runs, say)
+                failed += _measure_shape(session, shape, encoded, busy, mine, say)
     return failed
 
 
+def _unfinished(runs: list[RunSpec], ids: dict[str, str], existing: list[RunRecord]) -> list[Shape]:
+    """The shapes whose runs are not all measured side by side, in one session."""
+    done = {record.run_id: record.session for record in existing if record.status == "ok"}
+    found: dict[Shape, set[str | None]] = {}
+    for run in runs:
+        found.setdefault(run.shape, set()).add(done.get(ids[run.case]))
+    return [shape for shape, timed_in in found.items() if None in timed_in or len(timed_in) > 1]
+
+
 Key = tuple[str, str, str]
+# One worker for each instance.
+Workers = dict[Key, list[Worker]]
 
 
 def worker_key(run: RunSpec) -> Key:
@@ -98,15 +119,15 @@ def worker_key(run: RunSpec) -> Key:
     return run.checkpoint, recipe_label(run.recipe), engine_label(run.engine)
 
 
-def open_worker(session: Session, run: RunSpec, splits: dict[str, Encoded], timed: str = "dev") -> Worker:
-    """Start the worker of a run: it records `splits` and times rows of the one called `timed`."""
+def open_workers(session: Session, run: RunSpec, splits: dict[str, Encoded], timed: str = "dev") -> list[Worker]:
+    """Start the worker of a run, or of each of its instances: it records `splits` and times rows of `timed`."""
     pad = session.main.network.backbone.config.pad_token_id
-    length, fit = max_length(session), session.data.splits["fit"]
+    length, fit, shape = max_length(session), session.data.splits["fit"], run.shape
     spec = WorkerSpec(
         checkpoint=session.member(run).folder,
         recipe=run.recipe,
         engine=run.engine,
-        threads=run.shape.thread_count,
+        threads=shape.thread_count,
         splits=splits,
         timed=timed,
         calibration=calibration_inputs(run.recipe, fit, session.main.tokenizer, length, pad),
@@ -114,19 +135,24 @@ def open_worker(session: Session, run: RunSpec, splits: dict[str, Encoded], time
         max_seq_length=length,
     )
     log = "-".join(worker_key(run))[:200]  # file names end somewhere, lists of patterns need not
-    return Worker(spec, session.output / "logs" / f"{log}.log")
+    path = session.output / "logs" / f"{log}.log"
+    if shape.instances == 1:
+        return [Worker(spec, path)]
+    shares = [processors()[i * shape.thread_count :][: shape.thread_count] for i in range(shape.instances)]
+    return [Worker(replace(spec, processors=share), path) for share in shares]
 
 
 @contextmanager
-def _workers(session: Session, encoded: dict[str, Encoded], threads: int) -> Iterator[dict[Key, Worker]]:
-    workers: dict[Key, Worker] = {}
+def _workers(session: Session, runs: list[RunSpec], encoded: dict[str, Encoded]) -> Iterator[Workers]:
+    """The workers of runs whose shapes have the same threads and instances."""
+    workers: Workers = {}
     try:
-        for run in session.runs:
-            if worker_key(run) not in workers and run.shape.thread_count == threads:
-                workers[worker_key(run)] = open_worker(session, run, encoded)
+        for run in runs:
+            if worker_key(run) not in workers:
+                workers[worker_key(run)] = open_workers(session, run, encoded)
         yield workers
     finally:
-        for worker in workers.values():
+        for worker in itertools.chain(*workers.values()):
             worker.stop()
 
 
@@ -134,54 +160,60 @@ def _measure_shape(
     session: Session,
     shape: Shape,
     encoded: dict[str, Encoded],
-    workers: dict[Key, Worker],
+    workers: Workers,
     runs: list[_Measured],
     say: Say,
 ) -> list[RunRecord]:
     """Record, replay, build and time all runs of one shape; write their records."""
-    session_id, started_at, stolen = uuid.uuid4().hex[:12], datetime.now(UTC).isoformat(), stolen_seconds()
+    session_id, started_at = uuid.uuid4().hex[:12], datetime.now(UTC).isoformat()
     dev = len(encoded["dev"])
     timed = np.sort(np.random.default_rng(session.suite.seed).permutation(dev)[: session.suite.timing.rows]).tolist()
     open_seconds: dict[Key, float] = {}
-    for worker in workers.values():
+    for worker in itertools.chain(*workers.values()):
         worker.ask("opened")  # all together: quantizing and converting is not timed
-    for key, worker in workers.items():
+    for key, instances in workers.items():
         mine = [run for run in runs if worker_key(run.spec) == key]
         say(f"  {shape.label}  {' on '.join(key[1:])}{_of(session, key)}: quantize, record, build")
         try:
-            open_seconds[key] = worker.answer()
+            open_seconds[key] = answer_all(instances)[0]
             exits = sorted({layer for run in mine for layer in deciding_exits(run.spec)})
-            recorded = worker("record", shape, exits)
+            recorded = instances[0]("record", shape, exits)
         except WorkerError as error:
             for run in mine:
                 run.error = str(error)
             continue
         recording = recording_id(session, mine[0].spec, exits)
         save_recording(recording_path(session.output, recording), recorded, exits)
-        for run in mine:
-            run.recording = recording
-            _replay_and_build(session, run, recorded, exits, encoded["dev"].lengths, worker, timed)
-        for index, run in enumerate(run for run in mine if run.built is not None):
-            run.index = index
-    _time(session, shape, len(timed), workers, [run for run in runs if run.error is None])
-    environ = environment() | {"threads": shape.thread_count, "stolen_seconds": stolen_seconds() - stolen}
+        for number, run in enumerate(mine):
+            run.recording, run.number = recording, number
+            _replay_and_build(session, run, recorded, exits, encoded["dev"].lengths, instances, timed)
+    seen = _time_and_watch(session, shape, len(timed), workers, [run for run in runs if run.error is None], say)
+    environ = environment() | {"threads": shape.thread_count}
     failed = []
     for run in runs:
-        record = _record(session, run, session_id, started_at, open_seconds, len(timed), environ)
+        record = _record(session, run, session_id, started_at, open_seconds, len(timed), environ, seen)
         if run.error is None:
             write_columns(examples_path(session.output, run.run_id), run.examples)
             columns = zip(*run.seconds, strict=True)
             write_columns(
-                timings_path(session.output, run.run_id),
-                dict(zip(("repeat", "batch", "rows", "seconds"), map(np.asarray, columns), strict=True)),
+                timings_path(session.output, record),
+                dict(zip(("repeat", "batch", "instance", "rows", "seconds"), map(np.asarray, columns), strict=True)),
             )
         else:
             failed.append(record)
         append_record(session.output, record)
-    for worker in workers.values():
-        with suppress(WorkerError):  # it is dead, or never opened: its runs say so
-            worker("forget_runs")
+    for instances in workers.values():
+        with suppress(WorkerError):  # one is dead, or never opened: its runs say so
+            ask_all(instances, "forget_runs")
     return failed
+
+
+def _work_seconds(workers: Workers) -> float:
+    """Processor seconds of the runner and its workers so far; NaN once one of them is dead."""
+    try:
+        return time.process_time() + sum(ask_all([*itertools.chain(*workers.values())], "processor_seconds"))
+    except WorkerError:
+        return float("nan")
 
 
 def _of(session: Session, key: Key) -> str:
@@ -198,11 +230,12 @@ def recording_id(session: Session, run: RunSpec, exits: Sequence[int]) -> str:
 
 def save_recording(path: Path, recorded: dict[str, np.ndarray], exits: Sequence[int]) -> None:
     """Write the logits [len(exits), N, C] of every split, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp.npz")
     arrays: Any = recorded | {"exits": np.array(exits)}
-    np.savez(unfinished, **arrays)
-    unfinished.replace(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(unfinished, **arrays)
+        unfinished.replace(path)
 
 
 def deciding_exits(run: RunSpec) -> tuple[int, ...]:
@@ -227,14 +260,14 @@ def _replay_and_build(
     recorded: dict[str, np.ndarray],
     exits: Sequence[int],
     lengths: np.ndarray,
-    worker: Worker,
+    instances: list[Worker],
     timed: list[int],
 ) -> None:
     """Scores and exits by replay, the live program, and how well the two agree on the timed rows."""
     spec, layers = run.spec, session.member(run.spec).depth
     try:
         replayed = {split: replay_run(spec, logits, exits) for split, logits in recorded.items()}
-        run.built = worker("build", spec, timed)
+        run.built = ask_all(instances, "build", run.number, spec, timed)[0]
     except (WorkerError, UserError) as error:
         run.error = str(error)
         return
@@ -266,8 +299,11 @@ def _parity(run: _Measured, replayed: Any, timed: list[int], regression: bool) -
     )
 
 
-def _time(session: Session, shape: Shape, rows: int, workers: dict[Key, Worker], runs: list[_Measured]) -> None:
-    """Every repeat, every block of rows, every worker in turn, every run of that worker: A B A B."""
+def _time(session: Session, shape: Shape, rows: int, workers: Workers, runs: list[_Measured]) -> None:
+    """Every repeat, every block of rows, every worker in turn, every run of that worker: A B A B.
+
+    All instances of a run have the turn together.
+    """
     timing = session.suite.timing
     batches = -(-rows // shape.batch_size)
     block = max(1, timing.block_rows // shape.batch_size)
@@ -280,13 +316,37 @@ def _time(session: Session, shape: Shape, rows: int, workers: dict[Key, Worker],
             mine = [run for run in runs if worker_key(run.spec) == key and run.error is None]
             for run in mine[turn % max(1, len(mine)) :] + mine[: turn % max(1, len(mine))]:
                 try:
-                    seconds = workers[key]("time_block", run.index, first, last)
+                    of_instances = ask_all(workers[key], "time_block", run.number, first, last)
                 except WorkerError as error:
                     run.error = str(error)
                     continue
-                for batch, elapsed in zip(range(first, last), seconds, strict=True):
-                    size = min(shape.batch_size, rows - batch * shape.batch_size)
-                    run.seconds.append((repeat, batch, size, elapsed))
+                for instance, seconds in enumerate(of_instances):
+                    for batch, elapsed in zip(range(first, last), seconds, strict=True):
+                        size = min(shape.batch_size, rows - batch * shape.batch_size)
+                        run.seconds.append((repeat, batch, instance, size, elapsed))
+
+
+def _time_and_watch(
+    session: Session, shape: Shape, rows: int, workers: Workers, runs: list[_Measured], say: Say
+) -> Conditions | None:
+    """Time all runs, and see what else the machine does meanwhile; None where there is nothing to time."""
+    if not runs:
+        return None
+    timing = {key: workers[key] for key in workers if any(worker_key(run.spec) == key for run in runs)}
+    before = moment(_work_seconds(timing))
+    _time(session, shape, rows, timing, runs)
+    seen = conditions(before, moment(_work_seconds(timing)))
+    _say_doubts([run for run in runs if run.error is None], seen, say)
+    return seen
+
+
+def _say_doubts(runs: list[_Measured], seen: Conditions, say: Say) -> None:
+    """Say at once what reports will: why timings are not to be trusted."""
+    seconds = {run.run_id: np.array([call[-1] for call in sorted(run.seconds)]) for run in runs}
+    repeats = {run.run_id: len({call[0] for call in run.seconds}) for run in runs}
+    found = doubts({name: calls.reshape(repeats[name], -1) for name, calls in seconds.items()}, seen)
+    for doubt, count in Counter(doubt for of_run in found.values() for doubt in of_run).items():
+        say(f"  {doubt.line} ({count} of {len(runs)} runs)")
 
 
 def _record(
@@ -297,6 +357,7 @@ def _record(
     open_seconds: dict[Key, float],
     timed_rows: int,
     environ: dict[str, Any],
+    seen: Conditions | None,
 ) -> RunRecord:
     spec, built, ok = run.spec, run.built, run.error is None
     labels = session.data.splits["dev"].labels
@@ -335,6 +396,8 @@ def _record(
         else session.task.metrics(labels, majority)[session.task.headline_metric],
         parity=run.parity if ok else None,
         timed_rows=timed_rows if ok else 0,
+        conditions=seen if ok else None,
+        timings=f"timings-{session_id}.parquet",
         warmup_seconds=built.warmup_seconds if built and ok else None,
         environment=environ,
     )

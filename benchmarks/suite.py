@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from transformers import AutoConfig
 
 from models.config import Config, UserError, explain, first_line, read_yaml, unknown
+from models.cpu import processors
 from models.families import Backbone, Fresh, resolve_name
 from models.methods import Classifier, Method, TrainConfig
 from models.policies import Fixed, Policy
@@ -153,22 +154,33 @@ class Shape(Config):
         batch_size: rows a call.
         padding: to the longest row of the batch, or to `length`.
         length: the longest input, in tokens; None for the checkpoint's own max_seq_length.
-        threads: of the engine; `all` is every core.
+        threads: of the engine, in each instance; `all` is every core, shared out among the instances.
+        instances: copies of the program that run the same batches at once, each pinned to processors of its own. With
+            `threads` they are LPOT's num_of_instance and cores_per_instance.
     """
 
     batch_size: int = Field(default=1, ge=1)
     padding: Literal["longest", "max_length"] = "longest"
     length: int | None = Field(default=None, ge=4)
     threads: int | Literal["all"] = "all"
+    instances: int = Field(default=1, ge=1)
 
     @property
     def thread_count(self) -> int:
-        return self.threads if isinstance(self.threads, int) else cpu_count() or 1
+        return self.threads if isinstance(self.threads, int) else max(1, (cpu_count() or 1) // self.instances)
 
     @property
     def label(self) -> str:
         length = f"-{self.length}" if self.length else ""
-        return f"b{self.batch_size}-{self.padding}{length}-{self.threads}t"
+        instances = f"-{self.instances}i" if self.instances > 1 else ""
+        return f"b{self.batch_size}-{self.padding}{length}-{self.threads}t{instances}"
+
+    def unfit(self) -> str | None:
+        """Why this machine cannot pin so many instances, or None."""
+        asked, ours = self.instances * self.thread_count, len(processors())
+        if self.instances == 1 or asked <= ours:
+            return None
+        return f"{self.instances} instances of {self.thread_count} threads need {asked} processors; here are {ours}"
 
 
 class TimingConfig(Config):

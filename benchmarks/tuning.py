@@ -1,7 +1,7 @@
 """A tuning file: LPOT 1.x's sections and names, and what may be searched beyond numerics.
 
 Keys of LPOT that could not be followed to the letter are not there, so they are refused rather than ignored:
-`footprint` among the objectives, several instances, metrics that are better when lower.
+`footprint` among the objectives, metrics that are better when lower.
 """
 
 from pathlib import Path
@@ -180,10 +180,10 @@ class Dataloader(Config):
 
 
 class Instances(Config):
-    """Threads of the one instance that is measured; every core if not given."""
+    """How many instances are measured at once, and the threads of each; its share of all cores if not given."""
 
     cores_per_instance: int | None = Field(default=None, ge=1)
-    num_of_instance: Literal[1] = 1
+    num_of_instance: int = Field(default=1, ge=1)
 
 
 class Performance(Config):
@@ -242,8 +242,12 @@ class Tuning(Config):
     def shape(self) -> Shape:
         """How rows reach a program."""
         performance = self.evaluation.performance
-        threads = performance.configs.cores_per_instance
-        return Shape(batch_size=performance.dataloader.batch_size, threads="all" if threads is None else threads)
+        asked = performance.configs
+        return Shape(
+            batch_size=performance.dataloader.batch_size,
+            threads="all" if asked.cores_per_instance is None else asked.cores_per_instance,
+            instances=asked.num_of_instance,
+        )
 
     def suite(
         self, checkpoints: list[CheckpointSpec], recipes: list[Recipe], exits: list[Exits], policies: list[Policy]

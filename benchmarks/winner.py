@@ -29,6 +29,8 @@ def run_tuning(tuning: Tuning, location: Path | None, checkpoints: Path, output:
     Raises:
         UserError: whatever is wrong with the file, its data or its checkpoints.
     """
+    if problem := tuning.shape.unfit():
+        raise UserError(f"evaluation.performance.configs: {problem}; ask for fewer")
     for peer in tuning.evaluation.peers:
         peer.engine.check()
     session, specs = _load(tuning, location, checkpoints, output, smoke)
@@ -152,5 +154,5 @@ def _score(record: RunRecord) -> str:
 
 
 def _seconds(folder: Path, record: RunRecord) -> np.ndarray:
-    columns = read_columns(timings_path(folder, record.run_id), ["repeat", "seconds"])
+    columns = read_columns(timings_path(folder, record), ["repeat", "seconds"])
     return columns["seconds"].reshape(len(set(columns["repeat"].tolist())), -1)

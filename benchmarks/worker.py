@@ -39,6 +39,7 @@ class WorkerSpec:
         splits: what it records.
         timed: the split whose rows are timed.
         calibration: single rows [1, T] of `fit`.
+        processors: that it is pinned to; None for no pinning.
     """
 
     checkpoint: Path
@@ -50,6 +51,7 @@ class WorkerSpec:
     calibration: list[Inputs]
     pad_token_id: int
     max_seq_length: int
+    processors: list[int] | None = None
 
 
 class Built(NamedTuple):
@@ -111,7 +113,7 @@ class _Service:
         self.session: EngineSession = spec.engine.open(segments, spec.threads)
         self.programs: dict[Any, tuple[Program, float]] = {}
         self.recorders: dict[tuple[int, ...], Any] = {}
-        self.runs: list[_Run] = []
+        self.runs: dict[int, _Run] = {}
         self.open_seconds = time.perf_counter() - started
         self.coverage: Coverage | None = None
         if segments.int8 and (precisions := self.session.precisions()):
@@ -133,8 +135,11 @@ class _Service:
             recorded[split] = np.concatenate([recorder(batch) for batch in batches], axis=1).astype(np.float32)
         return recorded
 
-    def build(self, run: RunSpec, rows: Sequence[int]) -> Built:
-        """Build the program of a run (shared by all dials of a policy kind) and warm it up over the timed rows."""
+    def build(self, number: int, run: RunSpec, rows: Sequence[int]) -> Built:
+        """Build the program of a run (shared by all dials of a policy kind) and warm it up over the timed rows.
+
+        `number` is what the run is called by from now on.
+        """
         key = (run.policy.kind, run.with_exits, run.exits)
         if key not in self.programs:
             started = time.perf_counter()
@@ -152,7 +157,7 @@ class _Service:
             ready.batches.append((batch, policy.dials(np.arange(position, position + size))))
             position += size
         outputs, warmup_seconds = self._warm_up(ready)
-        self.runs.append(ready)  # last: the runner counts the runs that were built
+        self.runs[number] = ready
         said = program.kind, program.precision, program.size_bytes
         return Built(*said, build_seconds, warmup_seconds, outputs, self.coverage)
 
@@ -176,9 +181,9 @@ class _Service:
         exit_layer = np.concatenate([output.exit_layer for output in outputs])
         return ExitOutput(logits, exit_layer), time.perf_counter() - started
 
-    def time_block(self, index: int, first: int, last: int) -> list[float]:
+    def time_block(self, number: int, first: int, last: int) -> list[float]:
         """Seconds of batches `first`..`last` - 1 of one run: padded arrays in, numpy out, one call before untimed."""
-        run = self.runs[index]
+        run = self.runs[number]
         run.program.run(*run.batches[first])
         seconds = []
         for inputs, dials in run.batches[first:last]:
@@ -187,11 +192,15 @@ class _Service:
             seconds.append(time.perf_counter() - started)
         return seconds
 
-    def forget_last_run(self) -> None:
-        """Drop the run built last, and its program where no other run has it."""
-        last = self.runs.pop()
-        if all(run.program is not last.program for run in self.runs):
-            self.programs = {key: built for key, built in self.programs.items() if built[0] is not last.program}
+    def processor_seconds(self) -> float:
+        """What this process has used so far, all its threads together."""
+        return time.process_time()
+
+    def forget_run(self, number: int) -> None:
+        """Drop a run, and its program where no other run has it."""
+        program = self.runs.pop(number).program
+        if all(run.program is not program for run in self.runs.values()):
+            self.programs = {key: built for key, built in self.programs.items() if built[0] is not program}
 
     def forget_runs(self) -> None:
         """Drop the runs of a finished shape; programs stay."""
@@ -227,7 +236,7 @@ class Worker:
     def __init__(self, spec: WorkerSpec, log: Path):
         context = mp.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, log), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, log, spec.processors), daemon=True)
         self.process.start()
         theirs.close()
         self.pipe.send(spec)
@@ -267,3 +276,31 @@ class Worker:
         self.process.join(timeout=10)
         if self.process.is_alive():
             self.process.kill()
+
+
+def ask_all(workers: Sequence[Worker], request: str, *arguments: Any) -> list[Any]:
+    """Ask several workers for the same at once, and wait for their answers.
+
+    Raises:
+        WorkerError: as `answer_all`.
+    """
+    for worker in workers:
+        worker.ask(request, *arguments)
+    return answer_all(workers)
+
+
+def answer_all(workers: Sequence[Worker]) -> list[Any]:
+    """Wait for the answers of several workers.
+
+    Raises:
+        WorkerError: one of them failed; the others have answered, too, and can be asked again.
+    """
+    answers, failure = [], None
+    for worker in workers:
+        try:
+            answers.append(worker.answer())
+        except WorkerError as error:
+            failure = error
+    if failure is not None:
+        raise failure
+    return answers

@@ -71,8 +71,10 @@ def save_checkpoint(
     }
     (folder / CONFIG).write_text(json.dumps(described | config, indent=2))
     (folder / TRAINING).write_text(json.dumps(training, indent=2))
-    # Written last: a folder without weights is not a checkpoint.
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
+    # Written last, whole or not at all: a folder without weights is not a checkpoint.
+    unfinished = folder / f"{WEIGHTS}.tmp"
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, unfinished)
+    unfinished.replace(folder / WEIGHTS)
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -1,5 +1,6 @@
-"""What this CPU can do, from /proc/cpuinfo."""
+"""What this CPU can do, from /proc/cpuinfo, and which of its processors are ours."""
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -20,3 +21,10 @@ def isa_flags() -> frozenset[str]:
 def has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 in hardware."""
     return bool({"avx512_bf16", "amx_bf16"} & isa_flags())
+
+
+def processors() -> list[int]:
+    """Numbers of the processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))

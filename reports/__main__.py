@@ -33,6 +33,7 @@ render writes
   exits.csv            what each network's exits know: overthinking, the oracle, entropy and calibration by exit
   training.csv         score and calibration of each exit on select, beside networks trained alone
   seeds.csv            mean and spread of settings that were fine-tuned with several seeds
+  load_*.png, .svg     latency against arrivals, simulated from the measured times; load.csv has the numbers
   shift_*.png, .svg    the exit-shift matrix of the chosen early exit: which rows INT8 makes leave elsewhere
 
 gate writes, into RUNS/gate

@@ -13,6 +13,7 @@ from reports.answers import Difference, difference
 from reports.baselines import fastest, timed_together
 from reports.runs import Row, Runs, speedup_fields
 from reports.timings import comparable, speedup, speedup_by_sessions
+from reports.trust import untrusted
 
 RELATIVE_FLOOR = 0.01
 KINDS = {
@@ -21,7 +22,6 @@ KINDS = {
     "int8": "fastest INT8 without exits",
     "float32": "fastest float32 without exits",
 }
-
 
 # What competes, by role, and its name in a sentence.
 COMPETING = {"early exit": "early exit that a policy decides", "truncated": "truncated network"}
@@ -60,8 +60,9 @@ class Choice:
         floor: lowest tune score allowed: `(1 - relative_floor)` of `reference`; None where there is no reference.
         reference: the float32 network without exits that scores best on tune, of all checkpoints.
         answers: by kind, those of `KINDS` that were found.
-        invalid: how many runs were left out because their validity is INVALID.
+        invalid: how many runs were left out because their score or their seconds are INVALID.
         missing: of the two that compete, what these runs do not hold at all.
+        lost: of the two, those of which every run within the floor was left out so.
     """
 
     task: str
@@ -72,6 +73,7 @@ class Choice:
     answers: dict[str, Answer]
     invalid: int
     missing: list[str]
+    lost: list[str]
 
     @property
     def sentence(self) -> str:
@@ -117,10 +119,11 @@ def choose(runs: Runs, relative_floor: float = RELATIVE_FLOOR) -> list[Choice]:
         if "truncated" in answers:
             fewer = answers["truncated"].run
             answers = {kind: _beside(answer, fewer, floored) for kind, answer in answers.items()}
-        invalid = sum(row["validity"] == "INVALID" for row in rows)
-        roles = {row["role"] for row in rows}
+        roles, lost_roles = ({row["role"] for row in some} for some in (rows, filter(_lost, rows)))
         missing = [kind for kind in COMPETING if kind not in roles]
-        choices.append(Choice(task, shape, relative_floor, floor, reference, answers, invalid, missing))
+        lost = [kind for kind in COMPETING if kind not in answers and kind in lost_roles]
+        invalid = sum(map(untrusted, rows))
+        choices.append(Choice(task, shape, relative_floor, floor, reference, answers, invalid, missing, lost))
     return choices
 
 
@@ -143,7 +146,11 @@ def lowest_allowed(score: float, share: float) -> float:
 
 def _eligible(row: Row) -> bool:
     scored = row["tune_score"] is not None and row["latency_s_per_example"] is not None
-    return scored and row["validity"] != "INVALID"
+    return scored and not untrusted(row)
+
+
+def _lost(row: Row) -> bool:
+    return bool(row["within_floor"]) and untrusted(row)
 
 
 def _within(row: Row, floor: float | None) -> Row:
@@ -200,6 +207,8 @@ def _sentence(choice: Choice) -> str:
         return "No answer: there is no float32 network without exits to set the floor by."
     if choice.missing:
         return f"No answer: these runs hold no {' and no '.join(COMPETING[kind] for kind in choice.missing)}."
+    if choice.lost:
+        return f"No answer: every {' and every '.join(choice.lost)} run that keeps the floor is INVALID."
     early, fewer = choice.answers.get("early exit"), choice.answers.get("truncated")
     if early is None and fewer is None:
         return "Neither early exit nor a truncated network keeps the floor: serve a whole network."

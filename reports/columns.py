@@ -37,7 +37,8 @@ IDENTITY = {
     "shape": "batch size, padding and the like, in one phrase",
     "batch_size": "rows in a batch",
     "padding": "how batches are padded",
-    "threads": "threads the run was given",
+    "threads": "threads that each instance was given",
+    "instances": "copies of the program that ran at once, each on processors of its own",
 }
 
 SCORES = {
@@ -73,10 +74,13 @@ EXITS = {
 
 SPEED = {
     "timed_rows": "dev rows that were timed",
-    "latency_s_per_example": "wall-clock seconds per example: total seconds / total rows over all repeats",
+    "latency_s_per_example": "wall-clock seconds per example: total seconds / total rows of all repeats and instances",
     "p50_ms": "median milliseconds of a batch",
+    "p90_ms": "90th percentile of the milliseconds of a batch",
     "p95_ms": "95th percentile of the milliseconds of a batch",
-    "throughput_per_s": "examples per second",
+    "p99_ms": "99th percentile of the milliseconds of a batch, where at least 100 were timed",
+    "p99_over_no_exit": "p99_ms over that of the network without exits, with the same recipe on the same engine",
+    "throughput_per_s": "examples per second, of all instances together",
     "size_mb": "weights and graph on disk, in millions of bytes",
     "int8_share": "share of the linear ops that run in INT8, as the compiled network with all its exits says",
     "build_seconds": "to quantize, convert and compile",
@@ -103,12 +107,17 @@ PARITY = {
     "validity": "valid, or INVALID: a row differed by more than epsilon, so the score is not that of the timed program",
 }
 
+TIMING = {
+    "timing_validity": "valid, warning, or INVALID: whether its seconds and speed-ups can be trusted",
+    "timing_doubts": "why not: clock, load, steal, spread, drift, too few samples, or the machine's own pace",
+}
+
 FLOOR = {
     "tune_floor": "the lowest tune score that may be chosen in this task and shape",
     "within_floor": "whether tune_score reaches it",
 }
 
-COLUMNS = {**IDENTITY, **SCORES, **EXITS, **SPEED, **SPEEDUPS, **PARITY, **FLOOR}
+COLUMNS = {**IDENTITY, **SCORES, **EXITS, **SPEED, **SPEEDUPS, **PARITY, **TIMING, **FLOOR}
 METRIC_PREFIX = "score_"
 METRIC_TEXT = "`score_<split>_<metric>`: every metric of every split, in [-1, 1]"
 

@@ -123,7 +123,7 @@ def _compare_case(case: str, before: Folder, after: Folder, tolerance: float) ->
             what = f"failed: {run.error}" if run.error else f"INVALID: {run.invalid}"
             yield Comparison(case, "record", refused=f"{what} (in {folder.name})")
             return
-    other = other_data(was, now, "dev")
+    other, untimed = other_data(was, now, "dev"), was.timing_invalid or now.timing_invalid
     scores = [run.scores.get("dev", {}).get(run.metric) for run in (was, now)]
     if scores[0] is not None and scores[1] is not None:
         change, refused = (None, other) if other else _score(was, now, scores[0], scores[1])
@@ -131,11 +131,12 @@ def _compare_case(case: str, before: Folder, after: Folder, tolerance: float) ->
     if "dev" in was.exit_counts and "dev" in now.exit_counts:
         yield Comparison(case, "exits", *((None, other) if other else (_exits(was, now), None)))
     if case in before.timings and case in after.timings:
-        refused = other or other_machine(was, now)
+        refused = untimed or other or other_machine(was, now)
         timings = before.timings[case], after.timings[case]
         yield Comparison(case, "latency", *((None, refused) if refused else _latency(*timings, tolerance)))
     if "no_exit" in was.speedups and "no_exit" in now.speedups:
-        yield Comparison(case, "speed-up", *((None, other) if other else (_speedup(was, now, tolerance), None)))
+        refused = untimed or other
+        yield Comparison(case, "speed-up", *((None, refused) if refused else (_speedup(was, now, tolerance), None)))
 
 
 def _score(was: Summary, now: Summary, before: float, after: float) -> tuple[Change | None, str | None]:

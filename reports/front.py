@@ -19,6 +19,7 @@ from reports.choice import COMPETING, Choice
 from reports.drawing import LINES, colours, kind_of, lay_out, look, markers, save
 from reports.labels import slug
 from reports.runs import Row
+from reports.trust import untrusted
 
 X_AXES = {
     "speedup_best_int8": "measured speed-up over the fastest INT8 network without exits",
@@ -86,7 +87,7 @@ def plotted(rows: list[Row]) -> tuple[str, list[Row], int]:
     """The speed-up to plot by, the runs that have it and a score, and how many more were INVALID."""
     x = next((name for name in X_AXES if any(row[name] is not None for row in rows)), next(iter(X_AXES)))
     measured = [row for row in rows if row[x] is not None and row["dev_score"] is not None]
-    points = [row for row in measured if row["validity"] != "INVALID"]
+    points = [row for row in measured if not untrusted(row)]
     return x, points, len(measured) - len(points)
 
 

@@ -1,5 +1,6 @@
 """The lines above a table: what was measured, on what, against what, and every caveat."""
 
+from collections import defaultdict
 from typing import Any
 
 from benchmarks.records import CheckpointInfo, RunRecord
@@ -38,6 +39,7 @@ def caveats(runs: Runs, rows: list[Row]) -> list[str]:
         *_baselines(runs, rows),
         *_grades(rows),
         *_parity(rows),
+        *_timing(records, rows),
         *_timing_only(rows),
     ]
 
@@ -48,12 +50,27 @@ def failures(rows: list[Row]) -> list[str]:
 
 
 def invalid(rows: list[Row]) -> list[str]:
-    """One line for each INVALID run."""
-    return [
+    """One line for each run whose score is INVALID, and for each reason why seconds are; such runs are never chosen."""
+    scores = [
         f"{describe(row)}: {row['parity_differing'] - row['parity_below_epsilon']} of {row['parity_rows']}"
         " timed rows differ by more than epsilon; never chosen."
         for row in rows
         if row["validity"] == "INVALID"
+    ]
+    return scores + [f"{line}; never chosen." for line in _doubted(rows, "INVALID")]
+
+
+def _doubted(rows: list[Row], state: str) -> list[str]:
+    """Each doubt about seconds of one state, with the run it is about, or how many."""
+    about: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        for doubt in (row["timing_doubts"] or "").split("; "):
+            found, _, reason = doubt.partition(": ")
+            if found == state:
+                about[reason].append(row)
+    return [
+        f"{reason} ({describe(doubted[0]) if len(doubted) == 1 else f'{len(doubted)} of {len(rows)} runs'})"
+        for reason, doubted in about.items()
     ]
 
 
@@ -231,7 +248,18 @@ def _parity(rows: list[Row]) -> list[str]:
             f"Parity: in {len(differing)} of {len(checked)} runs {total} live exits or labels differ from the replayed"
             f" ones, {near} of them closer than epsilon to turning."
         ]
-    return lines + [f"INVALID: {line}" for line in invalid(checked)]
+    return lines
+
+
+def _timing(records: list[RunRecord], rows: list[Row]) -> list[str]:
+    """What else the machine did meanwhile, and every reason not to trust a number."""
+    seen = [record.conditions for record in records if record.conditions is not None]
+    others = [given.other_share for given in seen if given.other_share is not None]
+    told = [f"other processes took up to {100 * max(others):.1f} %"] if others else []
+    told += [f"the hypervisor kept up to {100 * max(given.stolen_share for given in seen):.1f} %"] if seen else []
+    lines = [f"Of the processors' time while runs were timed, {' and '.join(told)}."] if told else []
+    lines += [f"INVALID: {line}" for line in invalid(rows)]
+    return lines + [f"Warning: {line}." for line in _doubted(rows, "warning")]
 
 
 def _timing_only(rows: list[Row]) -> list[str]:

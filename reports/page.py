@@ -15,6 +15,7 @@ from reports.notes import caveats, describe, failures, heading, invalid, machine
 from reports.runs import Row, Runs
 from reports.shifts import Shift, find_moved, find_shifts
 from reports.tables import COLUMNS, LEGEND, OtherTable, answer_columns, answer_lines, change, fitting
+from reports.trust import untrusted
 
 TEMPLATE = Path(__file__).with_name("template")
 FILTERS = ["method", "recipe", "engine"]
@@ -53,6 +54,7 @@ def page_html(runs: Runs, choices: list[Choice], others: list[OtherTable]) -> st
         columns=COLUMNS,
         filters={name: sorted({_axes(row)[name] for row in runs.rows}) for name in FILTERS},
         invalid=[f"INVALID: {_name(choice)}: {line}" for choice, (_, _, rows) in grouped for line in invalid(rows)],
+        untrusted=sum(map(untrusted, runs.rows)),
         failed=[f"Failed: {_name(choice)}: {line}" for choice, (_, _, rows) in grouped for line in failures(rows)],
         machine=machine(list(runs.records.values())),
         others=others,
@@ -154,12 +156,13 @@ def _group(choice: Choice, x: str, points: list[Row], left_out: int) -> dict[str
 
 
 def _run(runs: Runs, row: Row, x: str) -> dict[str, Any]:
-    names = ["role", "configuration", "validity", "mean_exit_layer"]
+    names = ["role", "configuration", "mean_exit_layer"]
     timed = runs.timings.get(row["run_id"])
     quantiles = None if timed is None else 1000 * np.quantile(timed.seconds, QUANTILES)
     return {name: row[name] for name in names} | {
         **_axes(row),
         "ladder": f"{row['session']} {row['method']} {row['recipe']}" if row["role"] in WITHOUT_EXITS else None,
+        "invalid": untrusted(row),
         "score": None if row["dev_score"] is None else 100 * row["dev_score"],
         "change": change("float32_change")(row),
         "speedup": row[x],

@@ -5,6 +5,7 @@ from pathlib import Path
 from reports.choice import Choice
 from reports.exits_plot import draw_exits
 from reports.front import draw_front
+from reports.load_plot import draw_load
 from reports.runs import Runs
 from reports.shift_plot import draw_shift
 from reports.speed_axis import read_curves
@@ -18,6 +19,7 @@ def draw_all(runs: Runs, choices: list[Choice], folder: Path) -> dict[tuple[str,
         first = task not in {drawn_task for drawn_task, _ in drawn}
         names = draw_front(rows, choice, folder) + draw_exits(rows, folder)
         names += draw_shift(runs, rows, choice, folder)
+        names += draw_load(runs, choice, folder)
         names += draw_speeds(curves, task, folder) if first else []
         drawn[task, shape] = [name for name in names if name.endswith(".png")]
     return drawn

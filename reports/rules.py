@@ -168,8 +168,11 @@ class SpeedupDrop(_Selecting):
 
     def _refusal(self, before: Summary, after: Summary) -> str | None:
         """Where rows leave, and so what exits save, depends on the data."""
-        return other_data(before, after, "dev") or (
-            other_machine(before, after) if self.across_machines is None else None
+        return (
+            after.timing_invalid
+            or before.timing_invalid
+            or other_data(before, after, "dev")
+            or (other_machine(before, after) if self.across_machines is None else None)
         )
 
 

@@ -18,6 +18,9 @@ from reports.by_row import by_row_fields
 from reports.columns import COLUMNS, METRIC_PREFIX, Row
 from reports.recordings import Recording, read_recordings
 from reports.timings import Timings, read_timings, speedup
+from reports.trust import find_doubts, trust_fields
+
+CALLS_FOR_P99 = 100
 
 
 class Runs(NamedTuple):
@@ -55,7 +58,7 @@ def load_runs(folder: Path, *, by_row: bool = True) -> Runs:
         UserError: the folder holds no records, or a file in it is damaged.
     """
     records = sorted(read_records(folder), key=labels.sort_key)
-    read = {record.run_id: read_timings(folder, record.run_id) for record in records if record.status == "ok"}
+    read = {record.run_id: read_timings(folder, record) for record in records if record.status == "ok"}
     timings = {run_id: timed for run_id, timed in read.items() if timed is not None}
     runs = Runs(_rows(records, timings), {record.run_id: record for record in records}, timings, {}, {})
     if not by_row:
@@ -69,6 +72,7 @@ def load_runs(folder: Path, *, by_row: bool = True) -> Runs:
 def _rows(records: list[RunRecord], timings: dict[str, Timings]) -> list[Row]:
     models, recipes = labels.model_labels(records), labels.recipe_labels(records)
     baselines = find_baselines(records, timings)
+    doubts = find_doubts(records, timings, baselines)
     rows = []
     for record in records:
         row: Row = dict.fromkeys(COLUMNS) | _identity(record)
@@ -76,9 +80,10 @@ def _rows(records: list[RunRecord], timings: dict[str, Timings]) -> list[Row]:
         if record.status == "ok":
             row |= _scores(record) | _exits(record) | _parity(record)
         if (timed := timings.get(record.run_id)) is not None:
-            row |= _speed(timed)
+            row |= _speed(timed) | trust_fields(doubts[record.run_id])
             for key, baseline in baselines[record.run_id].items():
                 row |= speedup_fields(key, baseline, timings, timed)
+            row |= _tail(timed, timings.get(row.get("speedup_no_exit_over") or ""))
         rows.append(row | _ratios(row))
     return rows
 
@@ -113,6 +118,7 @@ def _identity(record: RunRecord) -> Row:
         "batch_size": record.shape.get("batch_size"),
         "padding": record.shape.get("padding"),
         "threads": record.shape.get("threads"),
+        "instances": record.shape.get("instances", 1),
         "metric": record.headline_metric,
         "timed_rows": record.timed_rows if record.status == "ok" else None,
         "size_mb": None if record.size_bytes is None else record.size_bytes / 1e6,
@@ -169,13 +175,23 @@ def _parity(record: RunRecord) -> Row:
 
 
 def _speed(timed: Timings) -> Row:
-    p50, p95 = np.quantile(timed.seconds, [0.5, 0.95]) * 1000
+    p50, p90, p95 = np.quantile(timed.seconds, [0.5, 0.9, 0.95]) * 1000
     return {
         "latency_s_per_example": timed.per_example_s,
         "p50_ms": float(p50),
+        "p90_ms": float(p90),
         "p95_ms": float(p95),
-        "throughput_per_s": 1 / timed.per_example_s,
+        "throughput_per_s": timed.instances / timed.per_example_s,
     }
+
+
+def _tail(timed: Timings, no_exit: Timings | None) -> Row:
+    """The slowest calls, beside those of the same network without exits; of fewer calls, they would be a single one."""
+    if timed.seconds.size < CALLS_FOR_P99:
+        return {}
+    p99 = float(np.quantile(timed.seconds, 0.99))
+    beside = None if no_exit is None else p99 / float(np.quantile(no_exit.seconds, 0.99))
+    return {"p99_ms": p99 * 1000, "p99_over_no_exit": beside}
 
 
 def _ratios(row: Row) -> Row:

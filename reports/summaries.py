@@ -21,6 +21,7 @@ class Summary(Config):
     Attributes:
         error: why the run failed.
         invalid: why its measurement is INVALID.
+        timing_invalid: why its seconds are, and its speed-ups with them; scores and exits stand.
         data_hash: of the task's data, all splits.
         machine: CPU, cores, instruction sets and threads, in one phrase; None where the record does not tell.
         checkpoint: its hash; another one is told, not refused.
@@ -32,6 +33,7 @@ class Summary(Config):
 
     error: str | None = None
     invalid: str | None = None
+    timing_invalid: str | None = None
     task: str
     metric: str
     data_hash: str
@@ -64,7 +66,8 @@ class Summary(Config):
 
 def summarize(folder: Path, runs: Runs) -> dict[str, Summary]:
     """Case -> its newest run, summarized. `folder` is what `runs` was read from."""
-    return {case: _summary(folder, row, runs.records[row["run_id"]]) for case, row in newest(runs).items()}
+    invalid = {row["run_id"] for row in runs.rows if row["timing_validity"] == "INVALID"}
+    return {case: _summary(folder, row, runs.records[row["run_id"]], invalid) for case, row in newest(runs).items()}
 
 
 def newest(runs: Runs) -> dict[str, Row]:
@@ -87,7 +90,11 @@ def other_machine(before: Summary, after: Summary) -> str | None:
     return None if before.machine == after.machine else f"another machine ({after.machine}; was {before.machine})"
 
 
-def _summary(folder: Path, row: Row, record: RunRecord) -> Summary:
+def _summary(folder: Path, row: Row, record: RunRecord, untimed: set[str]) -> Summary:
+    """`untimed`: runs whose seconds are INVALID. A sound run's speed-up over one of them is none."""
+    own = row["timing_doubts"] if row["run_id"] in untimed else None
+    counted = [key for key in BASELINES if own or row[f"speedup_{key}_over"] not in untimed]
+    speedups = {key: _speedup(row, f"speedup_{key}") for key in counted}
     invalid = None
     if row["validity"] == "INVALID":
         beyond = row["parity_differing"] - row["parity_below_epsilon"]
@@ -96,6 +103,7 @@ def _summary(folder: Path, row: Row, record: RunRecord) -> Summary:
     return Summary(
         error=" ".join((record.error or "no reason was recorded").split()) if record.status == "error" else None,
         invalid=invalid,
+        timing_invalid=own,
         task=record.task,
         metric=record.headline_metric,
         data_hash=_short(record.data_hash),
@@ -104,7 +112,7 @@ def _summary(folder: Path, row: Row, record: RunRecord) -> Summary:
         scores=record.scores if scored else {},
         exit_counts=record.exit_counts,
         right=_right(examples_path(folder, record.run_id), row) if scored and row["metric"] == "accuracy" else None,
-        speedups={key: interval for key in BASELINES if (interval := _speedup(row, f"speedup_{key}")) is not None},
+        speedups={key: interval for key, interval in speedups.items() if interval is not None},
         size_bytes=record.size_bytes,
     )
 

@@ -17,6 +17,7 @@ from reports.columns import METRIC_TEXT
 from reports.frame import to_frame
 from reports.notes import describe, failures, header_notes, heading
 from reports.runs import Row, Runs
+from reports.trust import untrusted
 
 Cell = Callable[[Any], str]
 
@@ -83,7 +84,8 @@ def text(name: str) -> Cell:
 def note(row: Row) -> str:
     """What a reader must know of a run before comparing it."""
     remarks = ["failed"] if row["status"] == "error" else []
-    remarks += ["INVALID"] if row["validity"] == "INVALID" else []
+    remarks += ["INVALID"] if untrusted(row) else []
+    remarks += ["warning"] if row["timing_validity"] == "warning" else []
     remarks += ["timing only"] if row["role"] == "timing only" else []
     if row["exit_overhead"] is not None:
         remarks.append(f"overhead {row['exit_overhead'] * 100:+.1f} %")
@@ -106,6 +108,9 @@ COLUMNS = [
     Column("ms / example", 0, number("latency_s_per_example", 3, 1000)),
     Column("p50 ms", 6, number("p50_ms", 2)),
     Column("p95 ms", 6, number("p95_ms", 2)),
+    Column("p99 ms", 6, number("p99_ms", 2)),
+    Column("p99 / no exit", 2, number("p99_over_no_exit", 2)),
+    Column("examples / s", 7, number("throughput_per_s", 1)),
     Column("x INT8", 0, number("speedup_best_int8", 2)),
     Column("x INT8 95 %", 4, interval("speedup_best_int8", 2)),
     Column("x fewer layers", 1, number("speedup_best_truncated", 2)),
@@ -127,6 +132,9 @@ LEGEND = [
     "x fewer layers: over the fastest truncated network whose tune score keeps the floor.",
     "A speed-up is total baseline seconds / total seconds over the same rows, timed turn by turn in one session.",
     "layer saving = 1 - mean layer / L. exit eff. = x no exit / (L / mean layer): 1 where saved layers become time.",
+    "p99 / no exit: the 99th percentile of a batch's time over that of the same recipe without exits. Rows that stay to"
+    " the last layer pay for it and for every exit, so early exit shortens the mean and not the tail.",
+    "INVALID: not to be trusted, and never chosen. warning: ratios hold, but see the notes above the table.",
     "overhead: seconds of a network whose exits never fire over those of the same network without exits, less 1.",
 ]
 

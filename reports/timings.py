@@ -6,17 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.records import read_columns, timings_path
+from benchmarks.records import RunRecord, read_columns, timings_path
 from benchmarks.statistics import Interval, bootstrap_totals, percentile_interval
 from models.config import UserError
 
 
 @dataclass(frozen=True)
 class Timings:
-    """One run's timed batches: `seconds` [R, B] by repeat and batch, `rows` [B] examples in each batch."""
+    """One run's timed calls: `seconds` [R, B] by repeat and call, `rows` [B] examples in each.
+
+    Each of several `instances` that ran at once made its own calls, with the same batches: they are calls like others.
+    """
 
     seconds: np.ndarray
     rows: np.ndarray
+    instances: int = 1
 
     @property
     def total_s(self) -> float:
@@ -37,25 +41,29 @@ class Timings:
         return bootstrap_totals(self.seconds, seed=1)
 
 
-def read_timings(folder: Path, run_id: str) -> Timings | None:
+def read_timings(folder: Path, record: RunRecord) -> Timings | None:
     """The timings of a run, or None where it has none.
 
     Raises:
         UserError: the file is damaged, or its repeats do not hold the same batches.
     """
-    path = timings_path(folder, run_id)
+    path = timings_path(folder, record)
     if not path.is_file():
         return None
-    columns = read_columns(path, ["repeat", "batch", "rows", "seconds"])
+    columns = read_columns(path)
+    if missing := {"repeat", "batch", "rows", "seconds"} - columns.keys():
+        raise UserError(f"{str(path)!r} has no column {min(missing)!r}; run the suite again")
+    if not len(columns["seconds"]):
+        return None
+    instances = columns.get("instance", np.zeros_like(columns["batch"]))
+    columns["batch"] = columns["batch"] * (instances.max() + 1) + instances
     order = np.lexsort((columns["batch"], columns["repeat"]))
     repeats, batches = np.unique(columns["repeat"]), np.unique(columns["batch"])
-    if not len(order):
-        return None
     whole = len(order) == len(repeats) * len(batches)
     grid = {name: values[order].reshape(len(repeats), -1) for name, values in columns.items()} if whole else {}
     if not whole or (grid["batch"] != batches).any() or (grid["rows"] != grid["rows"][0]).any():
         raise UserError(f"{str(path)!r} must hold the same batches in every repeat, but does not; run the suite again")
-    return Timings(grid["seconds"], grid["rows"][0])
+    return Timings(grid["seconds"], grid["rows"][0], int(instances.max()) + 1)
 
 
 def comparable(one: Timings, other: Timings) -> bool:

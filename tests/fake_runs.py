@@ -121,7 +121,7 @@ def add_timings(folder: Path, run_id: str, seconds: np.ndarray, rows: int = 1) -
         "rows": np.full(seconds.size, rows),
         "seconds": seconds.ravel(),
     }
-    write_columns(timings_path(folder, run_id), columns)
+    write_columns(timings_path(folder, record(run_id)), columns)
 
 
 def add_examples(folder: Path, run_id: str, right: np.ndarray, exit_layers: np.ndarray) -> None:

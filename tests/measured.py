@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.records import Parity, RunRecord
+from benchmarks.records import Conditions, Parity, RunRecord
 from tests.fake_runs import INT8, add_examples, add_timings, append_record, early, record, truncated
 
 ROWS, BATCHES, REPEATS = 1000, 128, 4
 EARLY, WHOLE, FEWER = "sst2/ck/int8/exits-1.2.3.4/entropy-0.2", "sst2/ck/int8/no-exits/last", "sst2/ck/int8/no-exits/2"
 MACHINE = {"cpu": "Fast CPU", "cores": 2, "kernel_flags": ["avx2", "avx512_vnni"], "revision": "abc123"}
+# Half of the machine's time went to other processes.
+LOADED = Conditions(processors=2, wall_seconds=10, other_seconds=10, stolen_seconds=0, clock_gap_seconds=0)
 
 
 def measure(

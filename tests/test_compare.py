@@ -11,7 +11,7 @@ from benchmarks.records import examples_path
 from reports.__main__ import main
 from reports.compare import Comparison, compare, read_folder
 from tests.fake_runs import add, add_timings, checkpoint, early
-from tests.measured import EARLY, FEWER, MACHINE, ROWS, WHOLE, measure
+from tests.measured import EARLY, FEWER, LOADED, MACHINE, ROWS, WHOLE, measure
 
 OTHER_MACHINE = {"environment": MACHINE | {"cpu": "Slow CPU"}}
 
@@ -101,6 +101,15 @@ def test_unsound_runs_are_refused_whole(tmp_path: Path):
     assert [quantity for case, quantity in found if case == EARLY] == ["record"]
     assert found[EARLY, "record"].refused.startswith("INVALID: 2 of 128 timed rows")
     assert found[EARLY, "record"].refused.endswith(f"(in {tmp_path / 'after'})")
+
+
+def test_of_a_loaded_machine_only_what_is_timed_is_refused(tmp_path: Path):
+    found = compared(tmp_path, conditions=LOADED)
+    reason = "INVALID: load: other processes took 50 % of the processors' time"
+    for quantity in ("latency", "speed-up"):
+        assert found[EARLY, quantity] == Comparison(EARLY, quantity, refused=reason)
+    for quantity in ("score", "exits"):
+        assert found[EARLY, quantity].refused is None
 
 
 def test_without_predictions_scores_are_not_paired(tmp_path: Path):

@@ -95,6 +95,7 @@ def test_sections_stand_in_the_order_they_are_read(outline: Outline):
         "Who pays for the speed",
         "Scores at equal layer speed-ups",
         "What training made of each exit",
+        "Latency under load, simulated",
         "In LPOT's shape",
         "In the papers' shape",
         "Failed and INVALID runs",

@@ -112,7 +112,7 @@ def test_columns_round_trip(tmp_path: Path):
 
 
 def test_columns_are_written_whole_or_not_at_all(tmp_path: Path):
-    path = timings_path(tmp_path, "a")
+    path = timings_path(tmp_path, record("a"))
     write_columns(path, {"seconds": [1.0]})
     with pytest.raises(ValueError, match="length"):
         write_columns(path, {"seconds": [1.0], "rows": [1, 2]})
@@ -120,7 +120,7 @@ def test_columns_are_written_whole_or_not_at_all(tmp_path: Path):
 
 
 def test_damaged_columns_are_one_line(tmp_path: Path):
-    path = timings_path(tmp_path, "a")
+    path = timings_path(tmp_path, record("a"))
     with pytest.raises(UserError, match=r"timings\.parquet"):
         read_columns(path)
     write_columns(path, {"seconds": [1.0]})
@@ -132,4 +132,4 @@ def test_damaged_columns_are_one_line(tmp_path: Path):
 
 def test_paths(tmp_path: Path):
     assert recording_path(tmp_path, "r").relative_to(tmp_path).as_posix() == "recordings/r/exits.npz"
-    assert examples_path(tmp_path, "a").parent == timings_path(tmp_path, "a").parent
+    assert examples_path(tmp_path, "a").parent == timings_path(tmp_path, record("a")).parent

@@ -43,7 +43,7 @@ from tests.fake_runs import (
 ROOT = Path(__file__).resolve().parent.parent
 NEVER = {"kind": "fixed", "layer": None}
 FILES = {"index.html", "results.md", "results.csv", "results.json", "results_columns.md"}
-TABLES = {"speed_axis.csv", "training.csv"}
+TABLES = {"speed_axis.csv", "training.csv", "load.csv"}
 IMPOSED = {"kind": "imposed", "exit_layers": [2]}
 
 
@@ -206,7 +206,7 @@ def test_what_a_record_lacks_stays_empty(tmp_path: Path):
     add(tmp_path, early("bare", parity=None, precision=None, build_seconds=None, split_counts={}, **bare))
     row = rows_of(tmp_path)["bare"]
     held = {"run_id", "case", "status", "session", "task", "recipe", "engine", "program", "exits", "policy", "metric"}
-    held |= {"configuration", "role", "shape", "batch_size", "padding", "threads", "timed_rows"}
+    held |= {"configuration", "role", "shape", "batch_size", "padding", "threads", "instances", "timed_rows"}
     assert {name for name, value in row.items() if value is not None} == held
 
 
@@ -343,7 +343,7 @@ def test_no_winner_where_the_interval_holds_one(tmp_path: Path):
     add(tmp_path, record("fp32"), 8.0)
     add(tmp_path, truncated("two", 2), 2.0)
     add(tmp_path, early("early"))
-    noise = np.where(np.arange(24).reshape(3, 8) % 2, 1.2, 0.8)
+    noise = np.where(np.arange(24).reshape(3, 8) % 2, 1.2, 0.8) * np.random.default_rng(0).normal(1, 0.01, (3, 8))
     add_timings(tmp_path, "early", 0.00201 * noise)
     assert only_choice(tmp_path).sentence.startswith("No winner: early exit is 1.00x as fast")
 
@@ -445,7 +445,7 @@ def test_render_twice_is_byte_identical(folder: Path, tmp_path: Path, capsys: py
     first, second = rendered(folder, tmp_path / "a"), rendered(folder, tmp_path / "b")
     assert first == second
     shape = "batch-1-padding-longest-threads-2"
-    plots = [f"front_sst2_{shape}", f"exits_sst2_{shape}_sst2-pabee-minilm", "speeds_sst2"]
+    plots = [f"front_sst2_{shape}", f"exits_sst2_{shape}_sst2-pabee-minilm", f"load_sst2_{shape}", "speeds_sst2"]
     assert set(first) == FILES | TABLES | {f"{name}.{kind}" for name in plots for kind in ("png", "svg")}
     assert all(first[f"{name}.png"].startswith(b"\x89PNG") and b"<svg" in first[f"{name}.svg"] for name in plots)
     assert capsys.readouterr().out.startswith("sst2, batch 1, padding longest, threads 2: Early exit wins")
@@ -671,7 +671,7 @@ def test_user_errors_are_one_line(folder: Path, capsys: pytest.CaptureFixture, a
 
 
 def test_damaged_timings_are_a_user_error(folder: Path, capsys: pytest.CaptureFixture):
-    path = timings_path(folder, "early")
+    path = timings_path(folder, early("early"))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     assert main(["table", str(folder)]) == 2

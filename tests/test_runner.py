@@ -1,11 +1,13 @@
 """The runner: one small suite measured for real, what it leaves on disk, and what becomes of broken combinations."""
 
-import errno
 import hashlib
 import itertools
 import logging
 import re
+import resource
 import shutil
+import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import pytest
 from pydantic import TypeAdapter
 
@@ -33,13 +36,14 @@ from benchmarks.records import (
 from benchmarks.session import run_id, sessions
 from benchmarks.suite import RunSpec, Shape, Suite, TimingConfig, read_suite
 from benchmarks.worker import Built, Worker, WorkerError, _Service
+from models.cpu import processors
 from models.policies import Entropy, Fixed, Policy, replay
 from models.tasks import TaskData
 from quant.engine import OpenVino
 from quant.engines.openvino import OpenVinoSession
 from quant.programs import ExitOutput
 from quant.recipes import Bfloat16, Float32, Int8Static, calibration_indices
-from tests import suites
+from tests import kills, suites
 from tests.workers import DeadWorker, ThreadWorker
 
 DEV_ROWS, TIMED_ROWS, REPEATS = 40, 10, 2
@@ -188,8 +192,9 @@ def test_scores_and_exits_follow_from_the_examples(measured: Measured, records: 
 def test_timings_cover_every_repeat_and_batch(measured: Measured, records: list[RunRecord]):
     for record in records:
         size = record.shape["batch_size"]
-        timings = read_columns(timings_path(measured.output, record.run_id))
-        assert set(timings) == {"repeat", "batch", "rows", "seconds"}
+        timings = read_columns(timings_path(measured.output, record))
+        assert set(timings) == {"repeat", "batch", "instance", "rows", "seconds"}
+        assert set(timings["instance"]) == {0}
         batches = -(-TIMED_ROWS // size)
         pairs = list(zip(timings["repeat"].tolist(), timings["batch"].tolist(), strict=True))
         assert sorted(pairs) == list(itertools.product(range(REPEATS), range(batches)))
@@ -265,7 +270,7 @@ def test_a_missing_record_has_its_session_measured_again(measured: Measured, tmp
     path = tmp_path / "output" / "records.jsonl"
     old = {record.run_id: record for record in read_records(path.parent)}
     lines = path.read_bytes().splitlines(keepends=True)
-    lost = next(i for i, line in enumerate(lines) if chosen.encode() in line)
+    lost = next(i for i, line in enumerate(lines) if chosen.encode() in line and b"/b4-" in line)
     path.write_bytes(b"".join(lines[:lost] + lines[lost + 1 :]))
     assert measured.run(path.parent, "--only", chosen) == 0
     new = {record.run_id: record for record in read_records(path.parent)}
@@ -273,9 +278,45 @@ def test_a_missing_record_has_its_session_measured_again(measured: Measured, tmp
     for identity, record in new.items():
         assert record.status == "ok"
         # A ratio needs both its sides in one session, so the whole session is new, and what was not chosen is not.
-        assert (record.session != old[identity].session) == (chosen in record.case)
-        if chosen in record.case:
+        again = chosen in record.case and record.shape["batch_size"] == 4
+        assert (record.session != old[identity].session) == again
+        if again:
             assert (record.case, record.scores) == (old[identity].case, old[identity].scores)
+        # The earlier session's raw timings stay as they are.
+        assert timings_path(path.parent, old[identity]).read_bytes() == (
+            timings_path(measured.output, old[identity]).read_bytes()
+        )
+    # Now the shape was timed in two sessions, which the whole suite joins.
+    assert measured.run(path.parent) == 0
+    by_shape = {
+        size: {r.session for r in read_records(path.parent) if r.shape["batch_size"] == size} for size in (1, 4)
+    }
+    assert [len(found) for found in by_shape.values()] == [1, 1]
+    assert by_shape[1] == {record.session for record in old.values() if record.shape["batch_size"] == 1}
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_killed_suite_goes_on_with_the_session_in_flight(
+    measured: Measured, records: list[RunRecord], tmp_path: Path
+):
+    """`python -m tests.kills 5 suite` kills at random moments."""
+    chosen = "/float32/"
+
+    def until_the_first_session_is_there(process: subprocess.Popen) -> None:
+        while process.poll() is None and len(kills.read(tmp_path)) < 6:
+            time.sleep(0.01)
+
+    asked = ["run", str(measured.path), "--checkpoints", str(measured.checkpoints), "--output", str(tmp_path)]
+    assert kills.run_and_kill([*asked, "--only", chosen], until_the_first_session_is_there)
+    finished = read_records(tmp_path)
+    assert {record.shape["batch_size"] for record in finished[:6]} == {1}
+    assert measured.run(tmp_path, "--only", chosen) == 0
+    found = read_records(tmp_path)
+    assert [record for record in finished[:6] if record not in found] == []
+    assert kills.comparable(found) == kills.comparable([record for record in records if chosen in record.case])
+    for record in found:
+        calls = len(read_columns(timings_path(tmp_path, record))["seconds"])
+        assert calls == REPEATS * -(-TIMED_ROWS // record.shape["batch_size"])
 
 
 def test_run_id_names_all_that_decides_a_run(measured: Measured, monkeypatch: pytest.MonkeyPatch):
@@ -295,6 +336,63 @@ def test_only_what_is_asked_for_is_trained(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(Exception, match="train it again"):
         list(sessions(suite, None, tmp_path, tmp_path, "-deebert-", False, print))
     assert trained == ["deebert"]
+
+
+@pytest.mark.usefixtures("threads")
+def test_several_instances_measure_the_same(
+    measured: Measured, records: list[RunRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On a machine said to have two processors; workers in this process are not pinned."""
+    started = []
+
+    def start(spec: Any, log: Path) -> Worker:
+        started.append(spec.processors)
+        return ThreadWorker(spec, log)
+
+    monkeypatch.setattr(runner, "Worker", start)
+    for module in ("benchmarks.suite", "benchmarks.runner"):
+        monkeypatch.setattr(f"{module}.processors", lambda: [0, 1])
+    path = suites.write(tmp_path, **AXES | {"shapes": [{"batch_size": 4, "threads": 1, "instances": 2}]})
+    asked = ["--checkpoints", str(measured.checkpoints), "--output", str(tmp_path / "output"), "--only", "/float32/"]
+    assert main(["run", str(path), *asked]) == 0
+    assert started == [[0], [1]]
+    alone = {record.case: record for record in records}
+    for record in read_records(tmp_path / "output"):
+        assert record.case.endswith("/b4-longest-1t-2i")
+        other = alone[record.case.removesuffix("-2i")]
+        assert (record.scores, record.exit_counts) == (other.scores, other.exit_counts)
+        timings = read_columns(timings_path(tmp_path / "output", record))
+        calls = itertools.product(range(REPEATS), range(3), range(2))
+        names = ("repeat", "batch", "instance")
+        assert sorted(zip(*(timings[name].tolist() for name in names), strict=True)) == list(calls)
+        assert timings["rows"].sum() == 2 * REPEATS * TIMED_ROWS
+
+
+@pytest.mark.usefixtures("threads")
+def test_an_instance_that_fails_is_the_run_that_fails(
+    measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And the other instances' runs are not taken for others."""
+    built, calls = _Service.build, itertools.count()
+
+    def build(self: _Service, number: int, run: RunSpec, rows: Sequence[int]) -> Built:
+        if next(calls) == 1:  # the first run, on the second instance
+            raise MemoryError
+        return built(self, number, run, rows)
+
+    def time_block(self: _Service, number: int, first: int, last: int) -> list[float]:
+        return [len(self.runs[number].spec.case)] * (last - first)
+
+    monkeypatch.setattr(_Service, "build", build)
+    monkeypatch.setattr(_Service, "time_block", time_block)
+    monkeypatch.setattr("benchmarks.suite.processors", lambda: [0, 1])
+    path = suites.write(tmp_path, **AXES | {"shapes": [{"batch_size": 4, "threads": 1, "instances": 2}]})
+    asked = ["--checkpoints", str(measured.checkpoints), "--output", str(tmp_path / "output"), "--only", "/float32/"]
+    assert main(["run", str(path), *asked]) == 1
+    failed, *others = read_records(tmp_path / "output")
+    assert (failed.error or "").startswith("MemoryError: ")
+    for record in others:
+        assert set(read_columns(timings_path(tmp_path / "output", record))["seconds"]) == {len(record.case)}
 
 
 # Broken combinations
@@ -353,7 +451,7 @@ def test_a_broken_recipe_becomes_error_records(
     for record in found:
         if record.recipe["kind"] == "float32":
             assert record.status == "ok"
-            assert len(read_columns(timings_path(tmp_path, record.run_id))["seconds"]) == REPEATS * 3
+            assert len(read_columns(timings_path(tmp_path, record))["seconds"]) == REPEATS * 3
         else:
             assert record.status == "error"
             assert (record.scores, record.program, record.parity) == ({}, None, None)
@@ -385,8 +483,8 @@ def test_a_program_that_fails_to_warm_up_leaves_the_others_alone(
         program = built(self, policy, exits)
         return SimpleNamespace(run=_fail) if isinstance(policy, Entropy) else program
 
-    def time_block(self: _Service, index: int, first: int, last: int) -> list[float]:
-        return [len(self.runs[index].spec.case)] * (last - first)
+    def time_block(self: _Service, number: int, first: int, last: int) -> list[float]:
+        return [len(self.runs[number].spec.case)] * (last - first)
 
     monkeypatch.setattr(OpenVinoSession, "with_exits", with_exits)
     monkeypatch.setattr(_Service, "time_block", time_block)
@@ -399,7 +497,7 @@ def test_a_program_that_fails_to_warm_up_leaves_the_others_alone(
         if record.policy["kind"] == "entropy":
             assert (record.status, (record.error or "").split(" (")[0]) == ("error", "ValueError: no such kernel")
         else:
-            seconds = read_columns(timings_path(tmp_path, record.run_id))["seconds"]
+            seconds = read_columns(timings_path(tmp_path, record))["seconds"]
             assert set(seconds) == {len(record.case)}
 
 
@@ -413,10 +511,10 @@ def test_a_run_that_fails_while_timed_leaves_the_others_alone(
 ):
     timed, calls = _Service.time_block, itertools.count()
 
-    def time_block(self: _Service, index: int, first: int, last: int) -> list[float]:
-        if index == 1 and next(calls) == 1:
+    def time_block(self: _Service, number: int, first: int, last: int) -> list[float]:
+        if number == 1 and next(calls) == 1:
             raise MemoryError
-        return timed(self, index, first, last)
+        return timed(self, number, first, last)
 
     monkeypatch.setattr(_Service, "time_block", time_block)
     assert measured.run(tmp_path, "--only", "b1-") == 1
@@ -426,33 +524,44 @@ def test_a_run_that_fails_while_timed_leaves_the_others_alone(
     assert (failed.error or "").startswith("MemoryError: ")
     for record in found:
         if record.status == "ok":
-            assert len(read_columns(timings_path(tmp_path, record.run_id))["seconds"]) == REPEATS * TIMED_ROWS
+            assert len(read_columns(timings_path(tmp_path, record))["seconds"]) == REPEATS * TIMED_ROWS
 
 
 @pytest.mark.usefixtures("threads")
 def test_a_full_disk_ends_the_run_and_keeps_what_is_written(
     measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    written = itertools.count()
+    """The third record is cut, as files of this process cannot grow any further."""
+    written, before = itertools.count(), resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def append(folder: Path, record: RunRecord) -> None:
         if next(written) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device", str(folder / "records.jsonl"))
+            size = (folder / "records.jsonl").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, before[1]))
         append_record(folder, record)
 
-    monkeypatch.setattr(runner, "append_record", append)
-    assert measured.run(tmp_path, "--only", "/float32/") == 2
+    with monkeypatch.context() as full:
+        full.setattr(runner, "append_record", append)
+        try:
+            assert measured.run(tmp_path, "--only", "/float32/") == 2
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"Error: No space left on device: {tmp_path / 'records.jsonl'}"
+    assert last == f"Error: File too large: {tmp_path / 'records.jsonl'}"
     assert [record.status for record in read_records(tmp_path)] == ["ok", "ok"]
+    assert not (tmp_path / "records.jsonl").read_bytes().endswith(b"\n")
+    assert measured.run(tmp_path, "--only", "/float32/") == 0
+    assert [record.status for record in read_records(tmp_path)] == ["ok"] * 12
 
 
 def test_a_worker_process_tells_what_went_wrong(tmp_path: Path):
-    spec: Any = SimpleNamespace(checkpoint=tmp_path / "nothing")
+    ours = processors()[-1:]
+    spec: Any = SimpleNamespace(checkpoint=tmp_path / "nothing", processors=ours)
     process = Worker(spec, tmp_path / "logs" / "worker.log")
     try:
         with pytest.raises(WorkerError, match=r"^checkpoint .* must hold config\.json and model\.safetensors"):
             process("opened")
+        assert psutil.Process(process.process.pid).cpu_affinity() == ours
         process.process.kill()
         with pytest.raises(WorkerError, match=r"died \(exit code -9"):
             process("opened")
@@ -471,22 +580,28 @@ class Clock:
     def __init__(self, name: str, calls: list[tuple[str, int, int]]):
         self.name, self.calls = name, calls
 
-    def __call__(self, request: str, index: int, first: int, last: int) -> list[float]:
+    def ask(self, request: str, number: int, first: int, last: int) -> None:
         assert request == "time_block"
-        self.calls.append((self.name, index, first))
-        return [0.5] * (last - first)
+        self.calls.append((self.name, number, first))
+        self.seconds = [0.5] * (last - first)
+
+    def answer(self) -> list[float]:
+        return self.seconds
 
 
 def timed(recipes: list[Any], runs_each: int, shape: Shape, timing: TimingConfig, rows: int) -> tuple[list, list]:
-    """`_time` with fake workers: the calls in their order, and the runs."""
+    """`_time` with fake workers, one for each instance: the calls in their order, and the runs."""
     calls: list[tuple[str, int, int]] = []
     task: Any = SimpleNamespace(name="task")
     runs = []
     for recipe in recipes:
         for index in range(runs_each):
             spec = RunSpec(task, "ck", recipe, OpenVino(), True, (1, 2), Entropy(threshold=index), shape)
-            runs.append(runner._Measured(spec, f"{recipe.kind}-{index}", index=index))
-    workers: Any = {("ck", recipe.kind, "openvino"): Clock(recipe.kind, calls) for recipe in recipes}
+            runs.append(runner._Measured(spec, f"{recipe.kind}-{index}", number=index))
+    instances = range(shape.instances)
+    workers: Any = {
+        ("ck", recipe.kind, "openvino"): [Clock(recipe.kind, calls) for _ in instances] for recipe in recipes
+    }
     session: Any = SimpleNamespace(suite=SimpleNamespace(timing=timing))
     runner._time(session, shape, rows, workers, runs)
     return calls, runs
@@ -520,8 +635,19 @@ def test_every_batch_is_timed_once_a_repeat_with_its_rows():
     timing = TimingConfig(rows=10, repeats=2, block_rows=8)
     _, runs = timed([Float32()], 2, Shape(batch_size=4), timing, rows=10)
     for run in runs:
-        expected = [(repeat, batch, rows, 0.5) for repeat in (0, 1) for batch, rows in enumerate((4, 4, 2))]
+        expected = [(repeat, batch, 0, rows, 0.5) for repeat in (0, 1) for batch, rows in enumerate((4, 4, 2))]
         assert sorted(run.seconds) == expected
+
+
+def test_instances_have_the_turn_together():
+    timing = TimingConfig(rows=8, repeats=1, block_rows=4)
+    calls, runs = timed([Float32(), Bfloat16()], 1, Shape(batch_size=4, instances=2), timing, rows=8)
+    assert [(name[0], first) for name, _, first in calls] == [
+        *[("f", 0), ("f", 0), ("b", 0), ("b", 0)],
+        *[("b", 1), ("b", 1), ("f", 1), ("f", 1)],
+    ]
+    for run in runs:
+        assert sorted(run.seconds) == [(0, batch, instance, 4, 0.5) for batch in (0, 1) for instance in (0, 1)]
 
 
 def test_differing_rows_are_counted_beside_the_close_ones():

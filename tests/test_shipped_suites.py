@@ -88,7 +88,7 @@ def test_suite_runs_and_reports(
     assert_every_case_ran(suite, records)
     for record in records:
         assert examples_path(output, record.run_id).exists()
-        assert timings_path(output, record.run_id).exists()
+        assert timings_path(output, record).exists()
         assert record.parity is not None
         assert record.parity.differing == record.parity.below_epsilon
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.expansion import estimate, expand, nothing_to_run, selected
-from benchmarks.suite import CheckpointSpec, RunSpec, layers_of, read_suite
+from benchmarks.suite import CheckpointSpec, RunSpec, Shape, layers_of, read_suite
 from models.config import UserError
 from models.families import Fresh, Pretrained
 from models.policies import Entropy, Fixed, Imposed, Patience
@@ -85,8 +85,25 @@ def test_lists_in_a_case_are_a_grid(tmp_path: Path):
         "b8-longest-allt",
         "b8-max_length-allt",
     ]
+    assert Shape(threads=2, instances=3).label == "b1-longest-2t-3i"
     assert [recipe.model_dump()["observer"] for recipe in suite.recipes] == ["minmax", "kl"]
     assert [engine.model_dump()["program"] for engine in suite.engines] == ["graph", "stepped"]
+
+
+def test_instances_need_processors_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("benchmarks.suite.processors", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr("benchmarks.suite.cpu_count", lambda: 4)
+    shapes = [{"instances": [1, 2, 4], "threads": ["all", 2]}]
+    with pytest.raises(UserError, match="4 instances of 2 threads need 8 processors; here are 4; remove it, or set"):
+        runs(tmp_path, shapes=shapes)
+    found = runs(tmp_path, shapes=shapes, on_unsupported="skip")
+    assert {run.shape.label: run.shape.thread_count for run in found} == {
+        "b1-longest-allt": 4,
+        "b1-longest-2t": 2,
+        "b1-longest-allt-2i": 2,
+        "b1-longest-2t-2i": 2,
+        "b1-longest-allt-4i": 1,
+    }
 
 
 def test_a_list_of_lists_is_the_grid_where_a_key_holds_a_list(tmp_path: Path):

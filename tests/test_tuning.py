@@ -129,8 +129,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"quantization": {"op_wise": {"layer_1": {"dtype": "fp16"}}}}, "input should be 'int8' or 'fp32', found 'fp16'"),
     ({"evaluation": {"accuracy": {"metric": "f1"}}}, "evaluation.accuracy: unknown metric 'f1'; allowed: accuracy"),
     (
-        {"evaluation": {"performance": {"configs": {"num_of_instance": 2}}}},
-        "num_of_instance: input should be 1, found 2",
+        {"evaluation": {"performance": {"configs": {"num_of_instance": 0}}}},
+        "num_of_instance: input should be greater than or equal to 1, found 0",
     ),
     ({"early_exit": {"exits": ["none"]}}, "are what truncated: true tries"),
     ({"early_exit": {"policies": [{"kind": "fixed", "layer": 2}]}}, "are what truncated: true tries"),
@@ -518,7 +518,7 @@ def _best(tuning: Tuning, trials: list[TrialRecord]) -> TrialRecord:
 def test_resumed_when_finished_it_tries_nothing_again(searched: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("benchmarks.winner.export", lambda *given: Exported(1.0, 1.0, 1.0, 1000))
     monkeypatch.setattr(
-        "benchmarks.bench.open_worker", lambda *given, **options: pytest.fail("nothing is left to measure")
+        "benchmarks.bench.open_workers", lambda *given, **options: pytest.fail("nothing is left to measure")
     )
     before = (searched / "output" / TRIALS).read_bytes()
     assert run_tiny(searched, searched / "output", searched / "again") in (0, 1)

@@ -33,7 +33,7 @@ async function draw(id, spec) {
 
 async function drawAll() {
   const runs = data.runs.filter(matches);
-  await drawFronts(runs.filter((run) => run.score !== null && run.speedup !== null && run.validity !== "INVALID"));
+  await drawFronts(runs.filter((run) => run.score !== null && run.speedup !== null && !run.invalid));
   await drawShifts();
   await drawLatencies(runs.filter((run) => run.quantiles));
 }
