@@ -55,6 +55,12 @@ def parser() -> argparse.ArgumentParser:
             help="where fine-tuned models are kept and found again (default: %(default)s)",
         )
         command.add_argument("--smoke", action="store_true", help="the same combinations on a handful of rows")
+    for command in (run, train):
+        command.add_argument(
+            "--ray",
+            metavar="ADDRESS",
+            help="first fine-tune and record over this Ray cluster, or over one started here if it is `local`",
+        )
     for command, default in ((run, "runs/SUITE"), (tune, "its workspace, or runs/tune_NAME")):
         command.add_argument(
             "--output", type=Path, metavar="DIR", help=f"where records go (default: {default}); the same folder resumes"
@@ -111,16 +117,22 @@ def _run(options: argparse.Namespace, suite: "Suite") -> int:
 
     from benchmarks.disk import writing
     from benchmarks.runner import measure
-    from benchmarks.session import sessions
+    from benchmarks.session import plan, sessions
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     output = options.output or Path("runs") / suite.name
     failed = []
-    planned = sessions(
-        suite, options.dataset_location, options.checkpoints, output, options.only, options.smoke, console.print
-    )
+    given = suite, options.dataset_location, options.checkpoints
+    prepared = partial(sessions, *given, output, options.only, options.smoke, console.print)
     with writing(output):  # fails before hours of training, if it fails
-        for session in planned:
+        if options.ray:
+            from benchmarks.scale_out import cluster, fine_tune_all, record_all
+
+            with cluster(options.ray):
+                fine_tune_all(plan(*given, options.only), console.print)
+                for session in prepared():
+                    record_all(session, console.print)
+        for session in prepared():
             failed += measure(session, console.print)
     for record in failed:
         console.print(f"failed: {record.case}: {record.error}", style="red", markup=False)
@@ -146,9 +158,14 @@ def _tune(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace, suite: "Suite") -> int:
-    from benchmarks.session import planned_folders
+    from benchmarks.session import plan, planned_folders
     from models.training import fine_tune
 
+    if options.ray:
+        from benchmarks.scale_out import cluster, fine_tune_all
+
+        with cluster(options.ray):
+            fine_tune_all(plan(suite, options.dataset_location, options.checkpoints, None), print)
     for task in suite.tasks:
         data = task.load(options.dataset_location, suite.seed)
         for checkpoint in suite.checkpoints:

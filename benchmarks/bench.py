@@ -6,8 +6,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from benchmarks.records import Timing, recording_path
-from benchmarks.runner import Key, Workers, open_workers, recording_id, save_recording, worker_key
+from benchmarks.recordings import Recording, read_recording, recording_path, save_recording
+from benchmarks.records import Timing
+from benchmarks.runner import Key, Workers, open_workers, recording_id, worker_key
 from benchmarks.session import Session, max_length
 from benchmarks.suite import RunSpec
 from benchmarks.tuner import TURN
@@ -47,12 +48,11 @@ class WorkerBench:
 
     def record(self, run: RunSpec) -> np.ndarray:
         """See `Bench`. Recordings are kept on disk, so a resumed tuning makes none again."""
-        exits = range(1, self.session.member(run).checkpoint.network.num_layers + 1)
+        exits = list(range(1, self.session.member(run).checkpoint.network.num_layers + 1))
         path = recording_path(self.session.output, recording_id(self.session, run, exits))
         if not path.exists():
-            save_recording(path, self._call(run, "record", run.shape, exits, instances=1)[0], exits)
-        with np.load(path) as recorded:
-            return recorded["tune"]
+            save_recording(path, Recording(exits, self._call(run, "record", run.shape, exits, instances=1)[0]))
+        return read_recording(path).logits["tune"]
 
     def time(self, run: RunSpec) -> Timing:
         """See `Bench`."""

@@ -347,8 +347,3 @@ def examples_path(folder: Path, run_id: str) -> Path:
 def timings_path(folder: Path, record: RunRecord) -> Path:
     """Where a run's raw timings are: repeat, batch, rows, seconds."""
     return folder / "columns" / record.run_id / record.timings
-
-
-def recording_path(folder: Path, recording: str) -> Path:
-    """Where a recording pass's logits are: `<split>` [exits, N, C] float32 for each split, and `exits`."""
-    return folder / "recordings" / recording / "exits.npz"

@@ -7,6 +7,7 @@ the same machine.
 
 import hashlib
 import itertools
+import json
 import time
 import uuid
 from collections import Counter
@@ -20,8 +21,8 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from benchmarks.disk import naming
-from benchmarks.environment import conditions, environment, moment
+from benchmarks.environment import conditions, environment, moment, toolchain
+from benchmarks.recordings import Recording, read_recording, recording_path, save_recording
 from benchmarks.records import (
     RECORDS,
     Conditions,
@@ -30,7 +31,6 @@ from benchmarks.records import (
     append_record,
     examples_path,
     read_records,
-    recording_path,
     timings_path,
     write_columns,
 )
@@ -73,26 +73,20 @@ def measure(session: Session, say: Say) -> list[RunRecord]:
     A shape is measured again whole when any of its runs is missing, or was timed apart from the others: a ratio needs
     both its sides in the same session.
     """
-    ids = {run.case: run_id(run, session.data.data_hash, session.member(run).checkpoint.hash) for run in session.runs}
-    existing = read_records(session.output) if (session.output / RECORDS).exists() else []
-    shapes = _unfinished(session.runs, ids, existing)
-    runs = [run for run in session.runs if run.shape in shapes]
+    runs = unfinished(session)
+    shapes = list(dict.fromkeys(run.shape for run in runs))
     if len(runs) < len(session.runs):
         already = len(session.runs) - len(runs)
         say(f"  {already} of {len(session.runs)} runs already measured in {session.output}")
     if not runs:
         return []
-    encoded = {
-        split: encode(rows, session.main.tokenizer, max_length(session))
-        for split, rows in session.data.splits.items()
-        if split not in ("fit", "select")
-    }
+    encoded = encode_recorded(session)
     failed: list[RunRecord] = []
     for _, grouped in itertools.groupby(shapes, key=lambda shape: (shape.thread_count, shape.instances)):
         served = list(grouped)
         with _workers(session, [run for run in runs if run.shape in served], encoded) as workers:
             for shape in served:
-                mine = [_Measured(run, ids[run.case]) for run in runs if run.shape == shape]
+                mine = [_Measured(run, _run_id(session, run)) for run in runs if run.shape == shape]
                 busy = {
                     key: worker for key, worker in workers.items() if any(worker_key(run.spec) == key for run in mine)
                 }
@@ -100,13 +94,27 @@ def measure(session: Session, say: Say) -> list[RunRecord]:
     return failed
 
 
-def _unfinished(runs: list[RunSpec], ids: dict[str, str], existing: list[RunRecord]) -> list[Shape]:
-    """The shapes whose runs are not all measured side by side, in one session."""
+def unfinished(session: Session) -> list[RunSpec]:
+    """The runs of the shapes whose runs are not all measured side by side, in one session."""
+    existing = read_records(session.output) if (session.output / RECORDS).exists() else []
     done = {record.run_id: record.session for record in existing if record.status == "ok"}
     found: dict[Shape, set[str | None]] = {}
-    for run in runs:
-        found.setdefault(run.shape, set()).add(done.get(ids[run.case]))
-    return [shape for shape, timed_in in found.items() if None in timed_in or len(timed_in) > 1]
+    for run in session.runs:
+        found.setdefault(run.shape, set()).add(done.get(_run_id(session, run)))
+    return [run for run in session.runs if None in found[run.shape] or len(found[run.shape]) > 1]
+
+
+def _run_id(session: Session, run: RunSpec) -> str:
+    return run_id(run, session.data.data_hash, session.member(run).checkpoint.hash)
+
+
+def encode_recorded(session: Session) -> dict[str, Encoded]:
+    """The splits that are recorded, tokenized."""
+    return {
+        split: encode(rows, session.main.tokenizer, max_length(session))
+        for split, rows in session.data.splits.items()
+        if split not in ("fit", "select")
+    }
 
 
 Key = tuple[str, str, str]
@@ -121,25 +129,34 @@ def worker_key(run: RunSpec) -> Key:
 
 def open_workers(session: Session, run: RunSpec, splits: dict[str, Encoded], timed: str = "dev") -> list[Worker]:
     """Start the worker of a run, or of each of its instances: it records `splits` and times rows of `timed`."""
+    spec, shape, log = worker_spec(session, run, splits, timed), run.shape, worker_log(session, run)
+    if shape.instances == 1:
+        return [Worker(spec, log)]
+    shares = [processors()[i * shape.thread_count :][: shape.thread_count] for i in range(shape.instances)]
+    return [Worker(replace(spec, processors=share), log) for share in shares]
+
+
+def worker_spec(session: Session, run: RunSpec, splits: dict[str, Encoded], timed: str = "dev") -> WorkerSpec:
+    """What the worker of a run is opened with."""
     pad = session.main.network.backbone.config.pad_token_id
-    length, fit, shape = max_length(session), session.data.splits["fit"], run.shape
-    spec = WorkerSpec(
+    length, fit = max_length(session), session.data.splits["fit"]
+    return WorkerSpec(
         checkpoint=session.member(run).folder,
         recipe=run.recipe,
         engine=run.engine,
-        threads=shape.thread_count,
+        threads=run.shape.thread_count,
         splits=splits,
         timed=timed,
         calibration=calibration_inputs(run.recipe, fit, session.main.tokenizer, length, pad),
         pad_token_id=pad,
         max_seq_length=length,
     )
-    log = "-".join(worker_key(run))[:200]  # file names end somewhere, lists of patterns need not
-    path = session.output / "logs" / f"{log}.log"
-    if shape.instances == 1:
-        return [Worker(spec, path)]
-    shares = [processors()[i * shape.thread_count :][: shape.thread_count] for i in range(shape.instances)]
-    return [Worker(replace(spec, processors=share), path) for share in shares]
+
+
+def worker_log(session: Session, run: RunSpec) -> Path:
+    """Where the worker of a run writes what its libraries print."""
+    name = "-".join(worker_key(run))[:200]  # file names end somewhere, lists of patterns need not
+    return session.output / "logs" / f"{name}.log"
 
 
 @contextmanager
@@ -176,17 +193,17 @@ def _measure_shape(
         say(f"  {shape.label}  {' on '.join(key[1:])}{_of(session, key)}: quantize, record, build")
         try:
             open_seconds[key] = answer_all(instances)[0]
-            exits = sorted({layer for run in mine for layer in deciding_exits(run.spec)})
-            recorded = instances[0]("record", shape, exits)
+            exits, path = recording_of(session, [run.spec for run in mine])
+            if not path.exists():
+                save_recording(path, Recording(exits, instances[0]("record", shape, exits)))
         except WorkerError as error:
             for run in mine:
                 run.error = str(error)
             continue
-        recording = recording_id(session, mine[0].spec, exits)
-        save_recording(recording_path(session.output, recording), recorded, exits)
+        recording = read_recording(path)
         for number, run in enumerate(mine):
-            run.recording, run.number = recording, number
-            _replay_and_build(session, run, recorded, exits, encoded["dev"].lengths, instances, timed)
+            run.recording, run.number = path.parent.name, number
+            _replay_and_build(session, run, recording, encoded["dev"].lengths, instances, timed)
     seen = _time_and_watch(session, shape, len(timed), workers, [run for run in runs if run.error is None], say)
     environ = environment() | {"threads": shape.thread_count}
     failed = []
@@ -222,20 +239,17 @@ def _of(session: Session, key: Key) -> str:
     return "" if member.truncates is None else f" ({member.checkpoint.network.num_layers} of {member.depth} layers)"
 
 
+def recording_of(session: Session, runs: Sequence[RunSpec]) -> tuple[list[int], Path]:
+    """The exits that must be recorded for runs of one shape and worker, and where their recording is kept."""
+    exits = sorted({layer for run in runs for layer in deciding_exits(run)})
+    return exits, recording_path(session.output, recording_id(session, runs[0], exits))
+
+
 def recording_id(session: Session, run: RunSpec, exits: Sequence[int]) -> str:
     """What runs share that are replayed from one recording pass of these exits."""
-    text = "|".join([session.member(run).checkpoint.hash, *worker_key(run), run.shape.label, *map(str, exits)])
-    return hashlib.sha256((text + session.data.data_hash).encode()).hexdigest()[:16]
-
-
-def save_recording(path: Path, recorded: dict[str, np.ndarray], exits: Sequence[int]) -> None:
-    """Write the logits [len(exits), N, C] of every split, whole or not at all."""
-    unfinished = path.with_suffix(".tmp.npz")
-    arrays: Any = recorded | {"exits": np.array(exits)}
-    with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(unfinished, **arrays)
-        unfinished.replace(path)
+    checkpoint, shape = session.member(run).checkpoint.hash, run.shape.label
+    parts = [checkpoint, worker_key(run), shape, list(exits), session.data.data_hash, toolchain()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def deciding_exits(run: RunSpec) -> tuple[int, ...]:
@@ -257,8 +271,7 @@ def predictions_of(task: Task, logits: np.ndarray) -> np.ndarray:
 def _replay_and_build(
     session: Session,
     run: _Measured,
-    recorded: dict[str, np.ndarray],
-    exits: Sequence[int],
+    recording: Recording,
     lengths: np.ndarray,
     instances: list[Worker],
     timed: list[int],
@@ -266,7 +279,7 @@ def _replay_and_build(
     """Scores and exits by replay, the live program, and how well the two agree on the timed rows."""
     spec, layers = run.spec, session.member(run.spec).depth
     try:
-        replayed = {split: replay_run(spec, logits, exits) for split, logits in recorded.items()}
+        replayed = {split: replay_run(spec, logits, recording.exits) for split, logits in recording.logits.items()}
         run.built = ask_all(instances, "build", run.number, spec, timed)[0]
     except (WorkerError, UserError) as error:
         run.error = str(error)

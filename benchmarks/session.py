@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -95,13 +96,32 @@ def run_id(spec: RunSpec, data_hash: str, checkpoint_hash: str) -> str:
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
-def sessions(
-    suite: Suite, location: Path | None, checkpoints: Path, output: Path, only: str | None, smoke: bool, say: Say
-) -> Iterator[Session]:
-    """Load data and checkpoints (training what is missing), one session after the other.
+class Plan(NamedTuple):
+    """A session before its checkpoints are there.
+
+    Attributes:
+        folders: of its checkpoints, the one with exits first, with what trains each if it is not there yet.
+        runs: those that are asked for; not every checkpoint need have one.
+    """
+
+    task: Task
+    data: TaskData
+    num_layers: int
+    folders: list[tuple[Path, TrainingSpec | None]]
+    runs: list[RunSpec]
+
+    @property
+    def needed(self) -> list[tuple[Path, TrainingSpec | None]]:
+        """The folders of checkpoints that have runs."""
+        names = {run.checkpoint for run in self.runs}
+        return [(folder, training) for folder, training in self.folders if folder.name in names]
+
+
+def plan(suite: Suite, location: Path | None, checkpoints: Path, only: str | None) -> Iterator[Plan]:
+    """Load data, one session after the other.
 
     Raises:
-        UserError: whatever is wrong with data, checkpoint or products, or no run is left.
+        UserError: whatever is wrong with the data or the products, or no run is left.
     """
     planned = [(task, spec, layers_of(spec)) for task in suite.tasks for spec in suite.checkpoints]
     for task, spec, num_layers in planned:  # refuse products that cannot run before hours of training
@@ -115,23 +135,32 @@ def sessions(
         data = task.load(location, suite.seed)
         folders = planned_folders(spec, task, suite.seed, data.data_hash, checkpoints)
         runs = selected(expand_all(suite, task, spec, num_layers, [folder.name for folder, _ in folders]), only)
-        if not runs:
-            continue
-        any_runs = True
-        members = {}
-        for folder, training in folders:
-            if not any(run.checkpoint == folder.name for run in runs):
-                continue
+        if runs:
+            any_runs = True
+            yield Plan(task, data, num_layers, folders, runs)
+    if not any_runs:
+        raise nothing_to_run(suite, only)
+
+
+def sessions(
+    suite: Suite, location: Path | None, checkpoints: Path, output: Path, only: str | None, smoke: bool, say: Say
+) -> Iterator[Session]:
+    """Load data and checkpoints (training what is missing), one session after the other.
+
+    Raises:
+        UserError: as `plan`, or whatever is wrong with a checkpoint.
+    """
+    for one in plan(suite, location, checkpoints, only):
+        task, data, members = one.task, one.data, {}
+        for folder, training in one.needed:
             if training is not None:
                 fine_tune(training, data, folder)
             checkpoint = load_checkpoint(folder)
-            truncates = None if folder == folders[0][0] else num_layers
+            truncates = None if folder == one.folders[0][0] else one.num_layers
             _check_fits(task, folder, checkpoint)
             members[folder.name] = Member(folder, checkpoint, truncates)
-        say(f"{task.name}: {', '.join(members)}, {len(runs)} runs")
-        yield Session(suite, task, _few(data) if smoke else data, members, runs, output)
-    if not any_runs:
-        raise nothing_to_run(suite, only)
+        say(f"{task.name}: {', '.join(members)}, {len(one.runs)} runs")
+        yield Session(suite, task, _few(data) if smoke else data, members, one.runs, output)
 
 
 def planned_folders(

@@ -14,7 +14,7 @@ def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
         labels: [N] int.
     """
     probabilities = softmax(logits.astype(np.float64), axis=-1)
-    confidence, right = probabilities.max(axis=-1), probabilities.argmax(axis=-1) == labels
+    confidence, right = probabilities.max(axis=-1), logits.argmax(axis=-1) == labels
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     surplus = np.bincount(bins, weights=confidence - right, minlength=BINS)
     return float(np.abs(surplus).sum() / len(labels))

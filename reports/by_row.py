@@ -1,12 +1,12 @@
 """What follows from the answers to each dev row: intervals, the change from float32, what choosing exits is worth."""
 
+from benchmarks.recordings import Recording
 from benchmarks.records import RunRecord
 from benchmarks.statistics import percentile_interval, rank_correlation_interval, score_draws
 from reports.answers import Answers, Difference, difference
 from reports.baselines import find_float32
 from reports.columns import Row
 from reports.hindsight import random_exits
-from reports.recordings import Recording
 
 # Where all rows leave at one exit, all deals are alike, and equal to the run but for the order of sums.
 ROUNDING = 1e-9

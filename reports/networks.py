@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from benchmarks.recordings import Recording
 from models.calibration import expected_calibration_error
 from reports.hindsight import mean_entropies, overthinking, predictions_of
-from reports.recordings import Recording
 from reports.runs import Row, Runs
 from reports.tables import Column, OtherTable, number, of_first_shapes, text
 

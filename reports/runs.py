@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.recordings import Recording, read_recordings
 from benchmarks.records import RunRecord, read_records
 from benchmarks.statistics import mean_layer, proportion_interval
 from reports import labels
@@ -16,7 +17,6 @@ from reports.answers import Answers, read_answers
 from reports.baselines import find_baselines
 from reports.by_row import by_row_fields
 from reports.columns import COLUMNS, METRIC_PREFIX, Row
-from reports.recordings import Recording, read_recordings
 from reports.timings import Timings, read_timings, speedup
 from reports.trust import find_doubts, trust_fields
 

@@ -8,13 +8,13 @@ from zlib import crc32
 import numpy as np
 from pydantic import TypeAdapter
 
+from benchmarks.recordings import recording_path
 from benchmarks.records import (
     CheckpointInfo,
     Parity,
     RunRecord,
     append_record,
     examples_path,
-    recording_path,
     timings_path,
     write_columns,
 )

@@ -120,7 +120,8 @@ def comparable(found: list[RunRecord]) -> dict[str, dict[str, Any]]:
 
     A program's size counts the names of its nodes, which OpenVINO numbers as a process makes them.
     """
-    chance = {"session", "started_at", "timings", "build_seconds", "warmup_seconds", "conditions", "size_bytes"}
+    names = ["session", "started_at", "timings", "build_seconds", "warmup_seconds", "conditions", "size_bytes"]
+    chance: Any = dict.fromkeys(names, True) | {"checkpoint": {"trained_seconds"}}
     return {one.case: one.model_dump(exclude=chance) for one in found}
 
 

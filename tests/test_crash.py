@@ -14,8 +14,8 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.disk import writing
+from benchmarks.recordings import Recording, save_recording
 from benchmarks.records import RECORDS, append_record, read_records, timings_path, write_columns
-from benchmarks.runner import save_recording
 from models.command import exit_code
 from models.config import UserError
 from tests import suites
@@ -74,7 +74,7 @@ WRITES: dict[str, tuple[str, Callable[[Path], None]]] = {
     ),
     "recording": (
         "recordings/r/exits.npz",
-        lambda folder: save_recording(folder / "recordings/r/exits.npz", {"dev": NOISE}, [1]),
+        lambda folder: save_recording(folder / "recordings/r/exits.npz", Recording([1], {"dev": NOISE})),
     ),
 }
 

@@ -55,7 +55,8 @@ def test_it_is_trained_alone_and_timed_in_the_same_session(output: Path, alone: 
     assert alone.recording not in {record.recording for record in records if record.run_id != alone.run_id}
 
 
-def test_reports_take_it_for_a_truncated_network(output: Path, alone: RunRecord):
+def test_reports_take_it_for_a_truncated_network(output: Path, alone: RunRecord, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("reports.choice.untrusted", lambda row: False)  # other tests share the machine
     assert role(alone) == "truncated"
     assert configuration_label(alone) == "1 of 2 layers, trained alone"
     rows = {row["run_id"]: row for row in apply_floor(load_runs(output), 0.999).rows}

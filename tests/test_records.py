@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from benchmarks.recordings import recording_path
 from benchmarks.records import (
     Calibration,
     append_record,
     examples_path,
     read_columns,
     read_records,
-    recording_path,
     timings_path,
     write_columns,
 )

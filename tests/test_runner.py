@@ -23,6 +23,7 @@ import benchmarks.runner as runner
 import benchmarks.worker as worker
 from benchmarks.__main__ import main
 from benchmarks.expansion import expand
+from benchmarks.recordings import recording_path
 from benchmarks.records import (
     Coverage,
     RunRecord,
@@ -30,7 +31,6 @@ from benchmarks.records import (
     examples_path,
     read_columns,
     read_records,
-    recording_path,
     timings_path,
 )
 from benchmarks.session import run_id, sessions

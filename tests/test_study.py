@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.records import examples_path, recording_path, write_columns
+from benchmarks.recordings import recording_path
+from benchmarks.records import examples_path, write_columns
 from benchmarks.statistics import Z_95
 from models.calibration import expected_calibration_error
 from models.ops import NumpyOps
@@ -446,7 +447,7 @@ def test_a_damaged_recording_is_one_line(tmp_path: Path, damage: str, capsys: py
     assert main(["render", str(tmp_path)]) == 2
     stderr = capsys.readouterr().err
     assert "exits.npz' cannot be read" in stderr
-    assert "run the suite again" in stderr
+    assert "delete it, and run the suite again" in stderr
     assert stderr.count("\n") == 1
 
 
