@@ -116,12 +116,15 @@ def _run(options: argparse.Namespace, suite: "Suite") -> int:
     from rich.console import Console
 
     from benchmarks.disk import writing
+    from benchmarks.expansion import left_out
     from benchmarks.runner import measure
     from benchmarks.session import plan, sessions
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     output = options.output or Path("runs") / suite.name
     failed = []
+    for reason in left_out(suite):
+        console.print(f"left out: {reason}")
     given = suite, options.dataset_location, options.checkpoints
     prepared = partial(sessions, *given, output, options.only, options.smoke, console.print)
     with writing(output):  # fails before hours of training, if it fails
@@ -189,7 +192,7 @@ def _print_exits(folder: Path, metric: str) -> None:
 
 
 def _dry_run(suite: "Suite", only: str | None) -> int:
-    from benchmarks.expansion import check_fewer_layers, estimate, expand_all, nothing_to_run, selected
+    from benchmarks.expansion import check_fewer_layers, estimate, expand_all, left_out, nothing_to_run, selected
     from benchmarks.suite import layers_of
 
     rows = minutes = disk = 0
@@ -206,6 +209,8 @@ def _dry_run(suite: "Suite", only: str | None) -> int:
             rows, minutes, disk = rows + len(runs), minutes + cost.minutes, disk + cost.disk_mb
     if not rows:
         raise nothing_to_run(suite, only)
+    for reason in left_out(suite):
+        print(f"left out: {reason}")
     print(f"{rows} runs, roughly {minutes:.0f} minutes of measuring (training apart) and {disk:.0f} MB of disk")
     return 0
 

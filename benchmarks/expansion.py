@@ -82,6 +82,16 @@ def nothing_to_run(suite: Suite, only: str | None) -> UserError:
     return UserError(f"suite {suite.name} has no run left: give policies that fit its exits, or exclude less")
 
 
+def left_out(suite: Suite) -> list[str]:
+    """Why recipes, engines or shapes of a suite are not measured here, where it skips those."""
+    if suite.on_unsupported == "error":
+        return []
+    products = itertools.product(suite.recipes, suite.engines, suite.exits)
+    reasons = [cannot_run(recipe.kind, engine.kind, exits != "none") for recipe, engine, exits in products]
+    reasons += [shape.unfit() for shape in suite.shapes]
+    return list(dict.fromkeys(reason for reason in reasons if reason))
+
+
 def _skipped(suite: Suite, problem: str | None) -> bool:
     """Whether a product that cannot run is left out; an error unless the suite skips those."""
     if problem and suite.on_unsupported == "error":

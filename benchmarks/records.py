@@ -143,6 +143,7 @@ class RunRecord(Config):
         conditions: None in older records, and where the run failed.
         timings: name of the file of raw timings, below `columns/<run_id>`; that of older records by default.
         size_bytes: the program's weights and graph on disk.
+        peak_memory_bytes: the most that all programs of its worker have held on the GPU so far; None on a CPU.
         build_seconds: quantize, convert and compile.
     """
 
@@ -175,6 +176,7 @@ class RunRecord(Config):
     program: Literal["graph", "stepped", "single"] | None = None
     precision: str | None = None
     size_bytes: int | None = None
+    peak_memory_bytes: int | None = None
     build_seconds: float | None = None
     coverage: Coverage | None = None
     calibration: Calibration | None = None

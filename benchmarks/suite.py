@@ -153,6 +153,7 @@ class Shape(Config):
     Attributes:
         batch_size: rows a call.
         padding: to the longest row of the batch, or to `length`.
+        order: of the rows that are timed: as they come, or by length, so that a batch holds rows of like length.
         length: the longest input, in tokens; None for the checkpoint's own max_seq_length.
         threads: of the engine, in each instance; `all` is every core, shared out among the instances.
         instances: copies of the program that run the same batches at once, each pinned to processors of its own. With
@@ -161,6 +162,7 @@ class Shape(Config):
 
     batch_size: int = Field(default=1, ge=1)
     padding: Literal["longest", "max_length"] = "longest"
+    order: Literal["given", "by_length"] = "given"
     length: int | None = Field(default=None, ge=4)
     threads: int | Literal["all"] = "all"
     instances: int = Field(default=1, ge=1)
@@ -172,8 +174,9 @@ class Shape(Config):
     @property
     def label(self) -> str:
         length = f"-{self.length}" if self.length else ""
+        order = "-by_length" if self.order == "by_length" else ""
         instances = f"-{self.instances}i" if self.instances > 1 else ""
-        return f"b{self.batch_size}-{self.padding}{length}-{self.threads}t{instances}"
+        return f"b{self.batch_size}-{self.padding}{length}{order}-{self.threads}t{instances}"
 
     def unfit(self) -> str | None:
         """Why this machine cannot pin so many instances, or None."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from benchmarks.process import serve
 from benchmarks.records import Coverage
@@ -64,6 +65,7 @@ class Built(NamedTuple):
     warmup_seconds: float
     output: ExitOutput
     coverage: Coverage | None = None
+    peak_memory_bytes: int | None = None
 
 
 @dataclass
@@ -158,8 +160,9 @@ class _Service:
             position += size
         outputs, warmup_seconds = self._warm_up(ready)
         self.runs[number] = ready
+        peak = torch.cuda.max_memory_allocated() if self.spec.engine.kind == "cuda" else None
         said = program.kind, program.precision, program.size_bytes
-        return Built(*said, build_seconds, warmup_seconds, outputs, self.coverage)
+        return Built(*said, build_seconds, warmup_seconds, outputs, self.coverage, peak)
 
     def _policy(self, run: RunSpec) -> Any:
         """The run's policy with a `None` layer resolved to the last."""

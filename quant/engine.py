@@ -9,6 +9,7 @@ import shutil
 from os import environ
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BeforeValidator, Field
 
 from models.config import Config, UserError
@@ -26,7 +27,7 @@ class Eager(Config):
 
     def open(self, segments: Segments, threads: int) -> EngineSession:
         """Ready the segments for building programs."""
-        from quant.engines.torch_cpu import open_eager
+        from quant.engines.pytorch import open_eager
 
         return open_eager(segments, threads)
 
@@ -44,7 +45,7 @@ class Inductor(Config):
 
     def open(self, segments: Segments, threads: int) -> EngineSession:
         """Ready the segments for building programs."""
-        from quant.engines.torch_cpu import open_inductor
+        from quant.engines.pytorch import open_inductor
 
         return open_inductor(segments, threads)
 
@@ -71,6 +72,21 @@ class OpenVino(Config):
         return OpenVinoSession(segments, threads, stepped=self.program == "stepped")
 
 
+class Cuda(Config):
+    """PyTorch on an NVIDIA GPU, stepped; without exits, one module. A baseline: INT8 here is the CPU's."""
+
+    kind: Literal["cuda"] = "cuda"
+
+    def check(self) -> None:
+        """Nothing to install; where there is no GPU, `cannot_run` says so."""
+
+    def open(self, segments: Segments, threads: int) -> EngineSession:
+        """Move the segments to the GPU."""
+        from quant.engines.pytorch import open_cuda
+
+        return open_cuda(segments, threads)
+
+
 class OnnxRuntime(Config):
     """ONNX Runtime's CPU kernels, for networks without exits: a peer."""
 
@@ -93,7 +109,8 @@ class OnnxRuntime(Config):
 
 # The recipes that not every engine runs.
 ENGINES_OF: dict[str, tuple[str, ...]] = {
-    "bfloat16": ("eager", "inductor", "openvino"),
+    "bfloat16": ("eager", "inductor", "openvino", "cuda"),
+    "float16": ("cuda",),
     "int8_static": ("eager", "inductor", "openvino"),
     "int8_native": ("openvino", "onnxruntime"),
     "int8_dynamic": ("openvino", "onnxruntime"),
@@ -104,6 +121,8 @@ def cannot_run(recipe: str, engine: str, with_exits: bool) -> str | None:
     """Why a kind of recipe does not run on a kind of engine, or None."""
     if engine not in ENGINES_OF.get(recipe, (engine,)):
         return f"recipe {recipe} runs on {' and '.join(ENGINES_OF[recipe])}, not on {engine}"
+    if engine == "cuda" and not torch.cuda.is_available():
+        return "engine cuda finds no GPU here"
     if with_exits and engine == "onnxruntime":
         return "engine onnxruntime runs networks without exits: exits: [none]"
     if with_exits and recipe == "int8_native":
@@ -112,6 +131,6 @@ def cannot_run(recipe: str, engine: str, with_exits: bool) -> str | None:
 
 
 Engine = Annotated[
-    Annotated[Eager | Inductor | OpenVino | OnnxRuntime, Field(discriminator="kind")],
+    Annotated[Eager | Inductor | OpenVino | OnnxRuntime | Cuda, Field(discriminator="kind")],
     BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value, json_schema_input_type=Any),
 ]

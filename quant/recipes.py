@@ -38,6 +38,12 @@ class Bfloat16(Config):
     kind: Literal["bfloat16"] = "bfloat16"
 
 
+class Float16(Config):
+    """Everything but policies in float16, as GPUs do."""
+
+    kind: Literal["float16"] = "float16"
+
+
 class Int8Static(Config):
     """Neural Compressor static INT8: symmetric weights, per-tensor activations with observed ranges.
 
@@ -81,7 +87,7 @@ class Int8Dynamic(Config):
 
 Calibrated = Int8Static | Int8Native
 Recipe = Annotated[
-    Annotated[Float32 | Bfloat16 | Int8Static | Int8Native | Int8Dynamic, Field(discriminator="kind")],
+    Annotated[Float32 | Bfloat16 | Float16 | Int8Static | Int8Native | Int8Dynamic, Field(discriminator="kind")],
     BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value, json_schema_input_type=Any),
 ]
 
@@ -164,8 +170,8 @@ def apply_recipe(
     match recipe:
         case Float32():
             return segments
-        case Bfloat16():
-            return segments.with_rest("bfloat16")
+        case Bfloat16() | Float16():
+            return segments.with_rest(recipe.kind)
         case Int8Static():
             return _int8_static(recipe, network, segments, calibration)
         case Int8Native():

@@ -16,7 +16,7 @@ from models.network import MultiExitNetwork
 
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 MAX_BATCH = 4096
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class Embeddings(nn.Module):

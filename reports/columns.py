@@ -82,6 +82,7 @@ SPEED = {
     "p99_over_no_exit": "p99_ms over that of the network without exits, with the same recipe on the same engine",
     "throughput_per_s": "examples per second, of all instances together",
     "size_mb": "weights and graph on disk, in millions of bytes",
+    "peak_memory_mb": "the most that the programs of one worker held on the GPU, in millions of bytes",
     "int8_share": "share of the linear ops that run in INT8, as the compiled network with all its exits says",
     "build_seconds": "to quantize, convert and compile",
     "exit_efficiency": "speedup_no_exit / (L / mean_exit_layer): 1 where skipped layers turn fully into time",

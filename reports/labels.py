@@ -77,7 +77,8 @@ def configuration_label(record: RunRecord) -> str:
 
 def shape_label(shape: dict[str, Any]) -> str:
     """`batch 1, padding longest, threads 2`, in the order of the record; what is left to its default is not named."""
-    shown = {name: value for name, value in shape.items() if value is not None and (name, value) != ("instances", 1)}
+    defaults = {"instances": 1, "order": "given"}
+    shown = {name: value for name, value in shape.items() if value not in (None, defaults.get(name))}
     named = {name.removesuffix("_size").replace("_", " "): value for name, value in shown.items()}
     return ", ".join(f"{name} {value}" for name, value in named.items())
 

@@ -122,6 +122,7 @@ def _identity(record: RunRecord) -> Row:
         "metric": record.headline_metric,
         "timed_rows": record.timed_rows if record.status == "ok" else None,
         "size_mb": None if record.size_bytes is None else record.size_bytes / 1e6,
+        "peak_memory_mb": None if record.peak_memory_bytes is None else record.peak_memory_bytes / 1e6,
         "int8_share": None if record.coverage is None else record.coverage.int8_ops / record.coverage.linear_ops,
         "build_seconds": record.build_seconds,
     }

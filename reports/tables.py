@@ -119,6 +119,7 @@ COLUMNS = [
     Column("x fp32 same", 7, number("speedup_float32_same_engine", 2)),
     Column("x fp32 best", 3, number("speedup_best_float32", 2)),
     Column("MB", 6, number("size_mb", 1)),
+    Column("GPU MB", 6, number("peak_memory_mb", 1)),
     Column("note", 0, note, text=True),
 ]
 

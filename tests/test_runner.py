@@ -203,6 +203,32 @@ def test_timings_cover_every_repeat_and_batch(measured: Measured, records: list[
         assert record.timed_rows == TIMED_ROWS
 
 
+@pytest.mark.usefixtures("threads")
+def test_rows_in_order_of_length_answer_the_same(measured: Measured, tmp_path: Path):
+    shapes = [{"batch_size": 4, "threads": 1, "order": ["given", "by_length"]}]
+    path = suites.write(tmp_path, **AXES | {"shapes": shapes})
+    assert measured._replace(path=path).run(tmp_path / "output") == 0
+    found = read_records(tmp_path / "output")
+    sorted_ = {one.case.replace("-by_length", ""): one for one in found if one.shape["order"] == "by_length"}
+    assert len(found) == 2 * len(sorted_)
+    for one in found:
+        other = sorted_[one.case.replace("-by_length", "")]
+        assert (one.scores, one.exit_counts) == (other.scores, other.exit_counts)
+        assert one.parity is not None
+        assert one.parity.differing == one.parity.below_epsilon  # each row's live answer is held to its own replay
+
+
+def test_timed_rows_are_drawn_once_and_ordered():
+    lengths = np.random.default_rng(0).integers(4, 40, 100)
+    session: Any = SimpleNamespace(suite=SimpleNamespace(seed=1, timing=SimpleNamespace(rows=30)))
+    given = runner.timed_rows(session, Shape(), lengths)
+    by_length = runner.timed_rows(session, Shape(order="by_length"), lengths)
+    assert given == sorted(by_length)
+    assert len(set(given)) == 30
+    assert (np.diff(lengths[by_length]) >= 0).all()
+    assert (np.diff(lengths[given]) < 0).any()
+
+
 def test_the_recording_replays_to_the_same(measured: Measured, records: list[RunRecord], data: TaskData):
     task, recordings = measured.suite.tasks[0], Counter(record.recording for record in records)
     assert len(recordings) == 4  # one a recipe and shape

@@ -1,4 +1,4 @@
-"""Engines `eager` and `inductor`: PyTorch on the CPU, uncompiled or through `torch.compile`.
+"""Engines `eager`, `inductor` and `cuda`: PyTorch, uncompiled or through `torch.compile`, or on a GPU.
 
 Early exit is stepped; without exits the network is one module, compiled whole by inductor.
 """
@@ -21,17 +21,23 @@ RECOMPILE_LIMIT = 256
 
 
 class TorchSession:
-    """Builds programs over torch segments, each passed through `compile_module` first."""
+    """Builds programs over torch segments, each moved to `device` and passed through `compile_module` first."""
 
-    def __init__(self, segments: Segments, threads: int, compile_module: Callable[[nn.Module], Any]):
+    def __init__(
+        self,
+        segments: Segments,
+        threads: int,
+        compile_module: Callable[[nn.Module], Any] = lambda module: module,
+        device: str = "cpu",
+    ):
         torch.set_num_threads(threads)
         # Quantized segments keep their float graph and autocast the rest; float ones are cast for good.
         self.autocast = segments.int8 and segments.rest == "bfloat16"
-        if segments.rest == "bfloat16" and not segments.int8:
-            segments = deepcopy(segments)  # the network they were cut from stays in float32
+        if not segments.int8 and (segments.rest != "float32" or device != "cpu"):
+            segments = deepcopy(segments)  # the network they were cut from stays where and what it is
             for module in (segments.embeddings, *segments.layers, *segments.exits):
-                module.to(torch.bfloat16)
-        self.segments, self.compile_module = segments, compile_module
+                module.to(device, getattr(torch, segments.rest))
+        self.segments, self.compile_module, self.device = segments, compile_module, device
         self.precision = f"int8+{segments.rest}" if segments.int8 else segments.rest
         self._steps: TorchSteps | None = None
 
@@ -44,6 +50,10 @@ class TorchSession:
     def mode(self) -> AbstractContextManager[Any]:
         """Under what a module runs."""
         return torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext()
+
+    def tensors(self, inputs: Inputs) -> list[torch.Tensor]:
+        """What the embeddings take."""
+        return [torch.from_numpy(inputs[name]).to(self.device) for name in INPUT_NAMES]
 
     def size_bytes(self, modules: Sequence[nn.Module]) -> int | None:
         """Parameter bytes of the distinct modules; unknown for INT8, whose weights torch packs when it first runs."""
@@ -86,7 +96,7 @@ class TorchSteps:
     @torch.no_grad()
     def embed(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         with self.session.mode():
-            return self.embeddings(*(torch.from_numpy(inputs[name]) for name in INPUT_NAMES))
+            return self.embeddings(*self.session.tensors(inputs))
 
     @torch.no_grad()
     def layer(self, index: int, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -96,10 +106,10 @@ class TorchSteps:
     @torch.no_grad()
     def exit(self, index: int, hidden: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
         with self.session.mode():
-            return self.exits[index](hidden, mask).float().numpy()
+            return self.exits[index](hidden, mask).float().numpy(force=True)
 
     def take(self, array: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-        return array[torch.from_numpy(rows)]
+        return array[torch.from_numpy(rows).to(array.device)]
 
 
 class SingleProgram:
@@ -116,13 +126,13 @@ class SingleProgram:
     @torch.no_grad()
     def run(self, inputs: Inputs, dials: Dials) -> ExitOutput:
         with self.session.mode():
-            logits = self.module(*(torch.from_numpy(inputs[name]) for name in INPUT_NAMES)).float().numpy()
+            logits = self.module(*self.session.tensors(inputs)).float().numpy(force=True)
         return ExitOutput(logits, np.full(len(logits), self.layer, np.int64))
 
 
 def open_eager(segments: Segments, threads: int) -> TorchSession:
     """PyTorch as it is. INT8 is simulated (quantize / dequantize around float kernels): right answers, no speed."""
-    return TorchSession(segments, threads, lambda module: module)
+    return TorchSession(segments, threads)
 
 
 def open_inductor(segments: Segments, threads: int) -> TorchSession:
@@ -134,3 +144,8 @@ def open_inductor(segments: Segments, threads: int) -> TorchSession:
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     torch._dynamo.config.accumulated_recompile_limit = RECOMPILE_LIMIT
     return TorchSession(segments, threads, lambda module: torch.compile(module, dynamic=True))
+
+
+def open_cuda(segments: Segments, threads: int) -> TorchSession:
+    """PyTorch as it is, on the first GPU. A call ends when its answer is in the memory of the host."""
+    return TorchSession(segments, threads, device="cuda")
