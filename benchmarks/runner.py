@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -187,6 +187,7 @@ def _measure_shape(
     session_id, started_at = uuid.uuid4().hex[:12], datetime.now(UTC).isoformat()
     timed = timed_rows(session, shape, encoded["dev"].lengths)
     open_seconds: dict[Key, float] = {}
+    spent: dict[str, float] = defaultdict(float)
     for worker in itertools.chain(*workers.values()):
         worker.ask("opened")  # all together: quantizing and converting is not timed
     for key, instances in workers.items():
@@ -196,7 +197,8 @@ def _measure_shape(
             open_seconds[key] = answer_all(instances)[0]
             exits, path = recording_of(session, [run.spec for run in mine])
             if not path.exists():
-                save_recording(path, Recording(exits, instances[0]("record", shape, exits)))
+                with _clock(spent, "recording"):
+                    save_recording(path, Recording(exits, instances[0]("record", shape, exits)))
         except WorkerError as error:
             for run in mine:
                 run.error = str(error)
@@ -204,8 +206,10 @@ def _measure_shape(
         recording = read_recording(path)
         for number, run in enumerate(mine):
             run.recording, run.number = path.parent.name, number
-            _replay_and_build(session, run, recording, encoded["dev"].lengths, instances, timed)
-    seen = _time_and_watch(session, shape, len(timed), workers, [run for run in runs if run.error is None], say)
+            _replay_and_build(session, run, recording, encoded["dev"].lengths, instances, timed, spent)
+    with _clock(spent, "timing"):
+        seen = _time_and_watch(session, shape, len(timed), workers, [run for run in runs if run.error is None], say)
+    say(f"  {len(runs)} runs: {', '.join(f'{what} {seconds:.1f} s' for what, seconds in spent.items())}")
     environ = environment() | {"threads": shape.thread_count}
     failed = []
     for run in runs:
@@ -224,6 +228,14 @@ def _measure_shape(
         with suppress(WorkerError):  # one is dead, or never opened: its runs say so
             ask_all(instances, "forget_runs")
     return failed
+
+
+@contextmanager
+def _clock(spent: dict[str, float], what: str) -> Iterator[None]:
+    """Add the seconds of what is inside to those of its kind."""
+    started = time.perf_counter()
+    yield
+    spent[what] += time.perf_counter() - started
 
 
 def timed_rows(session: Session, shape: Shape, lengths: np.ndarray) -> list[int]:
@@ -283,12 +295,15 @@ def _replay_and_build(
     lengths: np.ndarray,
     instances: list[Worker],
     timed: list[int],
+    spent: dict[str, float],
 ) -> None:
     """Scores and exits by replay, the live program, and how well the two agree on the timed rows."""
     spec, layers = run.spec, session.member(run.spec).depth
     try:
-        replayed = {split: replay_run(spec, logits, recording.exits) for split, logits in recording.logits.items()}
-        run.built = ask_all(instances, "build", run.number, spec, timed)[0]
+        with _clock(spent, "replaying"):
+            replayed = {split: replay_run(spec, logits, recording.exits) for split, logits in recording.logits.items()}
+        with _clock(spent, "building and warming up"):
+            run.built = ask_all(instances, "build", run.number, spec, timed)[0]
     except (WorkerError, UserError) as error:
         run.error = str(error)
         return
