@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 import uuid
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -36,7 +36,7 @@ from benchmarks.records import (
 )
 from benchmarks.session import Say, Session, calibration, max_length, run_id
 from benchmarks.suite import RunSpec, Shape, engine_label, recipe_label
-from benchmarks.validity import doubts
+from benchmarks.validity import Doubt, doubts
 from benchmarks.worker import Built, Worker, WorkerError, WorkerSpec, answer_all, ask_all
 from models.config import UserError
 from models.cpu import processors
@@ -381,8 +381,12 @@ def _say_doubts(runs: list[_Measured], seen: Conditions, say: Say) -> None:
     seconds = {run.run_id: np.array([call[-1] for call in sorted(run.seconds)]) for run in runs}
     repeats = {run.run_id: len({call[0] for call in run.seconds}) for run in runs}
     found = doubts({name: calls.reshape(repeats[name], -1) for name, calls in seconds.items()}, seen)
-    for doubt, count in Counter(doubt for of_run in found.values() for doubt in of_run).items():
-        say(f"  {doubt.line} ({count} of {len(runs)} runs)")
+    alike: dict[tuple[bool, str], list[Doubt]] = defaultdict(list)
+    for doubt in itertools.chain(*found.values()):
+        alike[doubt.invalid, doubt.kind].append(doubt)
+    for of_kind in alike.values():
+        others = ", and the like" if len(set(of_kind)) > 1 else ""
+        say(f"  {of_kind[0].line}{others} ({len(of_kind)} of {len(runs)} runs)")
 
 
 def _record(

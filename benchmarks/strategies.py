@@ -112,25 +112,26 @@ class Space:
 
 
 def space_of(tuning: Tuning, members: list[Member]) -> Space:
-    """Every way of leaving every checkpoint; truncations come first.
+    """Every way of leaving every checkpoint; truncations come first. Exits beyond a checkpoint's layers are not its.
 
     Raises:
-        UserError: exits or policies that a checkpoint cannot have.
+        UserError: exits that no checkpoint can have, or policies that do not fit the task.
     """
-    found = []
+    found, deepest = [], max(member.checkpoint.network.num_layers for member in members)
     for member in members:
         layers = member.checkpoint.network.num_layers
         every = tuple(range(1, layers + 1))
-        if member.truncates or member.info.method == "classifier":  # only its last exit was trained
+        if member.info.method == "classifier":  # only its last exit was trained
             found.append(Network(member.name, (layers,)))
             continue
         if tuning.early_exit.truncated:
             found.append(Network(member.name, every))
         for exits, policies in itertools.product(tuning.early_exit.exits, tuning.early_exit.by_kind()):
             kept = every if isinstance(exits, str) else tuple(exits)
-            if problem := unfit(policies[0], kept, layers, tuning.model.task):
-                raise UserError(f"early_exit: {problem} (checkpoint {member.name})")
-            found.append(Network(member.name, kept, tuple(policies)))
+            if problem := unfit(policies[0], kept, deepest, tuning.model.task):
+                raise UserError(f"early_exit: {problem}")
+            if kept[-1] <= layers:
+                found.append(Network(member.name, kept, tuple(policies)))
     found = [network for i, network in enumerate(found) if network not in found[:i]]  # `all`, and every layer by name
     whole = [member for member in members if member.truncates is None]
     return Space(tuning, found, {member.name: member.checkpoint.network.num_layers for member in whole})

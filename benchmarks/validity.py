@@ -34,6 +34,11 @@ class Doubt(NamedTuple):
     reason: str
 
     @property
+    def kind(self) -> str:
+        """The word a reason begins with, such as `drift`."""
+        return self.reason.partition(":")[0]
+
+    @property
     def line(self) -> str:
         """`INVALID: load: ...`, or `warning: ...`."""
         return f"{'INVALID' if self.invalid else 'warning'}: {self.reason}"

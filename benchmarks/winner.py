@@ -108,6 +108,10 @@ def _load(
         if _inputs(session) != _inputs(found[0]):
             raise UserError("model.checkpoints: all must share one tokenizer and max_seq_length; tune them apart")
     members = {name: member for session in found for name, member in session.members.items()}
+    deepest = max(member.depth for member in members.values())
+    for name, member in members.items():
+        if member.depth < deepest:  # with exits, but on fewer layers than another checkpoint has
+            members[name] = replace(member, truncates=deepest)
     return replace(found[0], members=members, runs=[]), specs
 
 

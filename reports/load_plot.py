@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from reports.choice import Choice
 from reports.drawing import PALETTE, lay_out, look, save
 from reports.labels import slug
-from reports.load import ARRIVALS, BUSIEST, NAMES, p50_p99_ms, servers
+from reports.load import BUSIEST, NAMES, p50_p99_ms, servers
 from reports.notes import describe
 from reports.runs import Runs
 
@@ -35,7 +35,7 @@ def draw_load(runs: Runs, choice: Choice, folder: Path) -> list[str]:
         axes.set_ylabel("latency, waiting included, ms")
         axes.set_title(
             f"{choice.task}, {choice.shape}: latency under load\n"
-            f"simulated from the measured times, not served: one queue, Poisson arrivals, {ARRIVALS} of them"
+            "simulated from the measured times, not served: one queue, Poisson arrivals"
         )
         styles = [
             Line2D([], [], color="black", label="p99"),

@@ -61,17 +61,20 @@ def invalid(rows: list[Row]) -> list[str]:
 
 
 def _doubted(rows: list[Row], state: str) -> list[str]:
-    """Each doubt about seconds of one state, with the run it is about, or how many."""
-    about: dict[str, list[Row]] = defaultdict(list)
+    """The doubts about seconds of one state, each with the run it is about, or how many; warnings by their kind."""
+    about: dict[str, list[tuple[str, Row]]] = defaultdict(list)
     for row in rows:
         for doubt in (row["timing_doubts"] or "").split("; "):
             found, _, reason = doubt.partition(": ")
             if found == state:
-                about[reason].append(row)
-    return [
-        f"{reason} ({describe(doubted[0]) if len(doubted) == 1 else f'{len(doubted)} of {len(rows)} runs'})"
-        for reason, doubted in about.items()
-    ]
+                about[reason.partition(": ")[0] if state == "warning" else reason].append((reason, row))
+    lines = []
+    for doubted in about.values():
+        reason, row = doubted[0]
+        alike = "" if len({reason for reason, _ in doubted}) == 1 else ", and the like"
+        runs = describe(row) if len(doubted) == 1 else f"{len(doubted)} of {len(rows)} runs"
+        lines.append(f"{reason}{alike} ({runs})")
+    return lines
 
 
 def describe(row: Row) -> str:

@@ -32,6 +32,7 @@ ONLY = {
     "bert_base_timing": "pabee",
     "rte_mrpc_exits": "pabee",
     "sst2_exits": "deebert",
+    "sst2_throughput": "romebert",
 }
 
 

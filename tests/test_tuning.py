@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, ClassVar
 from zlib import crc32
 
@@ -19,7 +20,7 @@ import benchmarks.runner as runner
 from benchmarks.__main__ import main
 from benchmarks.expansion import expand
 from benchmarks.records import TRIALS, Timing, TrialRecord, read_records, read_trials
-from benchmarks.strategies import STRATEGIES, Network, Space, Tried, following
+from benchmarks.strategies import STRATEGIES, Network, Space, Tried, following, space_of
 from benchmarks.suite import RunSpec, layers_of, read_suite
 from benchmarks.tuner import Outcome, meets, relative, spec_of, tune
 from benchmarks.tuning import Tuning, read_tuning
@@ -478,6 +479,20 @@ def run_tiny(folder: Path, output: Path, printed: Path, **changes: Any) -> int:
         patch.setattr(runner, "Worker", ThreadWorker)
         patch.setattr("sys.stdout", file)
         return main(command)
+
+
+def test_exits_on_fewer_layers_compete_where_they_are_deep_enough():
+    def member(name: str, layers: int, truncates: int | None) -> Any:
+        network, info = SimpleNamespace(num_layers=layers), SimpleNamespace(method="romebert")
+        checkpoint = SimpleNamespace(network=network)
+        return SimpleNamespace(name=name, checkpoint=checkpoint, info=info, truncates=truncates)
+
+    policies = [{"kind": "entropy", "threshold": [0.1, 0.2]}]
+    tuning = parse(early_exit={"policies": policies, "exits": ["all", [1, 2], [2, 4]]})
+    space = space_of(tuning, [member("four", 4, None), member("two", 2, 4)])
+    leaving = [(network.checkpoint, network.exits) for network in space.networks if network.policies]
+    assert leaving == [("four", (1, 2, 3, 4)), ("four", (1, 2)), ("four", (2, 4)), ("two", (1, 2))]
+    assert space.depths == {"four": 4}  # the whole network, which all is timed beside, is the deeper one
 
 
 def test_it_prints_as_lpot_does(searched: Path):
