@@ -85,7 +85,7 @@ def measure_depths(
     every = list(range(1, num_layers + 1))
     policies = [Imposed(exit_layers=[depth]) for depth in every]
     whole, graph = session.without_exits(num_layers), session.with_exits(policies[0], every)
-    session.stepped = True
+    session.program = "stepped"
     stepped = session.with_exits(policies[0], every)
     steps = session.steps()
     policy_step = session.compile(step_model(policies[0], num_labels=2))[0].create_infer_request()
@@ -174,7 +174,7 @@ def run(options: argparse.Namespace, recipe: Recipe) -> int:
     network = random_network(options.family, options.layers, options.hidden)
     calibration = [random_inputs(1, 32 + i) for i in range(CALIBRATION_ROWS)]
     started = time.perf_counter()
-    session = OpenVinoSession(apply_recipe(recipe, network, calibration), options.threads, stepped=False)
+    session = OpenVinoSession(apply_recipe(recipe, network, calibration), options.threads)
     where = environment()
     console.print(
         f"{options.family} {options.layers} x {options.hidden}, random weights, {recipe.kind} on openvino, batch "

@@ -341,7 +341,8 @@ def recipe_label(recipe: Recipe) -> str:
 
 def engine_label(engine: Engine) -> str:
     """`openvino`, or `openvino-stepped` where a program other than the engine's own is asked for."""
-    return "-".join([engine.kind, *(["stepped"] if getattr(engine, "program", "") == "stepped" else [])])
+    program = getattr(engine, "program", "graph")
+    return engine.kind if program == "graph" else f"{engine.kind}-{program}"
 
 
 def policy_label(policy: Policy) -> str:

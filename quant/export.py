@@ -67,7 +67,7 @@ def export(
     pad_token_id = checkpoint.network.backbone.config.pad_token_id
     fit = None if data is None else data.splits["fit"]
     calibration = calibration_inputs(recipe, fit, checkpoint.tokenizer, max_seq_length, pad_token_id)
-    session = OpenVinoSession(apply_recipe(recipe, checkpoint.network, calibration), threads=0, stepped=False)
+    session = OpenVinoSession(apply_recipe(recipe, checkpoint.network, calibration), threads=0)
     model = serving_model(session.segments, policy, exits)
     quantized = time.perf_counter()
 

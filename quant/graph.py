@@ -20,6 +20,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ov_ops
 
+from models.network import MASKED
 from models.policies import Policy
 from quant.openvino_ops import OpenVinoOps
 from quant.segments import INPUT_NAMES
@@ -93,7 +94,7 @@ def recording_model(segments: OpenVinoSegments, exits: Sequence[int]) -> ov.Mode
     return _model([_named(stacked.output(0), LOGITS)], parameters, "recording")
 
 
-def exit_model(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int]) -> ov.Model:
+def exit_model(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int], trim: bool = False) -> ov.Model:
     """The network with its exits inside: logits [B, C] and exit_layer [B].
 
     Args:
@@ -101,8 +102,9 @@ def exit_model(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int])
         policy: its kind is compiled in; its dials become inputs of the same names (scalars, or [B] where a dial is
             given per row).
         exits: kept exits, ascending; the last one answers all rows left.
+        trim: after each exit, cut the padding that no row left needs.
     """
-    parameters, logits, exit_layer = _early_exit(segments, policy, exits)
+    parameters, logits, exit_layer = _early_exit(segments, policy, exits, trim)
     return _model([_named(logits, LOGITS), _named(exit_layer, EXIT_LAYER)], parameters, "early_exit")
 
 
@@ -117,7 +119,9 @@ def serving_model(segments: OpenVinoSegments, policy: Policy, exits: Sequence[in
     return _model([*results, _named(exit_layer, EXIT_LAYER)], parameters, "early_exit")
 
 
-def _early_exit(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int]) -> tuple[list[Any], Any, Any]:
+def _early_exit(
+    segments: OpenVinoSegments, policy: Policy, exits: Sequence[int], trim: bool = False
+) -> tuple[list[Any], Any, Any]:
     """Parameters (inputs, then dials), logits [B, C] and exit layers [B]."""
     parameters = _inputs()
     dials = {}
@@ -127,7 +131,7 @@ def _early_exit(segments: OpenVinoSegments, policy: Policy, exits: Sequence[int]
     hidden, mask = splice("embeddings", segments.embeddings, *(parameter.output(0) for parameter in parameters))
     dial_outputs = {name: dial.output(0) for name, dial in dials.items()}
     state = policy.start(OpenVinoOps(), hidden, dial_outputs)
-    answer = _stage(segments, policy, list(exits), 0, hidden, mask, state, dial_outputs)
+    answer = _stage(segments, policy, list(exits), 0, hidden, mask, state, dial_outputs, trim)
     logits, exit_layer = ov_ops.variadic_split(answer, _index(1), _index(-1, 1)).outputs()
     exit_layer = ov_ops.convert(ov_ops.squeeze(exit_layer, _index(1)), "i64").output(0)
     return [*parameters, *dials.values()], logits, exit_layer
@@ -142,6 +146,16 @@ def step_model(policy: Policy, num_labels: int) -> ov.Model:
     return _model([ov_ops.result(done)], [logits], "step")
 
 
+def _trimmed(hidden: Any, mask: Any) -> tuple[Any, Any]:
+    """Hidden [n, T, H] and mask [n, 1, 1, T] cut to the longest row's tokens; of no rows, to one."""
+    tokens = ov_ops.greater(mask, ov_ops.constant(np.float32(MASKED / 2)))
+    lengths = ov_ops.reduce_sum(ov_ops.convert(tokens, "i64"), _index(1, 2, 3))
+    first, one = (ov_ops.constant(np.array([value], np.int64)) for value in (0, 1))
+    longest = ov_ops.maximum(ov_ops.reduce_max(lengths, _index(0), keep_dims=True), one)
+    hidden = ov_ops.slice(hidden, first, longest, one, one).output(0)
+    return hidden, ov_ops.slice(mask, first, longest, one, ov_ops.constant(np.array([3], np.int64))).output(0)
+
+
 def _stage(
     segments: OpenVinoSegments,
     policy: Policy,
@@ -151,6 +165,7 @@ def _stage(
     mask: Any,
     state: Any,
     dials: dict[str, Any],
+    trim: bool,
 ) -> Any:
     """Run from after layer `previous` to the first of `exits`, and on from there for the rows that stay.
 
@@ -173,7 +188,8 @@ def _stage(
         return ov_ops.gather(array, rows, _index(0)).output(0)
 
     # Survivors are gathered before the `If`: inside its body the same gathers cost twice as much.
-    outer = {"hidden": kept(hidden), "mask": kept(mask), "rows": rows, "answer": answer}
+    hidden, mask = _trimmed(kept(hidden), kept(mask)) if trim else (kept(hidden), kept(mask))
+    outer = {"hidden": hidden, "mask": mask, "rows": rows, "answer": answer}
     outer |= {f"state_{i}": kept(array) for i, array in enumerate(state)}
     outer |= {f"dial_{name}": dial for name, dial in dials.items()}
     inner = {name: _parameter_like(source) for name, source in outer.items()}
@@ -186,6 +202,7 @@ def _stage(
         inner["mask"].output(0),
         type(state)(*(inner[f"state_{i}"].output(0) for i in range(len(state)))),
         {name: inner[f"dial_{name}"].output(0) for name in dials},
+        trim,
     )
     merged = ov_ops.result(ov_ops.scatter_update(inner["answer"], inner["rows"], deeper, _index(0)))
     unchanged = _parameter_like(answer)

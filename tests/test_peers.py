@@ -21,7 +21,7 @@ from tests import tiny
 LAYERS = 2
 EXITS = [1, 2]
 ROWS = tiny.encoded(24, seed=5)
-OPEN = {"openvino": lambda segments: OpenVinoSession(segments, 1, stepped=False)}
+OPEN = {"openvino": lambda segments: OpenVinoSession(segments, 1)}
 OPEN["onnxruntime"] = lambda segments: OnnxRuntimeSession(segments, 1)  # pyright: ignore[reportArgumentType]
 
 

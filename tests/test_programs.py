@@ -148,6 +148,8 @@ class Bench:
         calibration = tiny.batches(tiny.encoded(8, seed=4), 1, case.family)
         self.segments = apply_recipe(RECIPES[case.recipe], case.network, calibration)
         self.sessions = {name: engine.open(self._segments_for(name), 1) for name, engine in ENGINES.items()}
+        self.sessions["trimmed"] = copy.copy(self.sessions["graph"])
+        self.sessions["trimmed"].program = "trimmed"
         self.programs: dict[Any, Program] = {}
         self.recordings: dict[str, np.ndarray] = {}
 
@@ -162,7 +164,7 @@ class Bench:
 
     def program(self, engine: str, policy: Any, exits: list[int]) -> Program:
         """Built once for a policy kind: dials are not compiled. Stepped programs compile no policy, only segments."""
-        key = engine, type(policy) if engine == "graph" else None, tuple(exits)
+        key = engine, type(policy) if engine in ("graph", "trimmed") else None, tuple(exits)
         if key not in self.programs:
             self.programs[key] = self.sessions[engine].with_exits(policy, exits)
         program: Any = self.programs[key]
@@ -402,6 +404,17 @@ def test_policies_are_float32_in_a_bfloat16_network(engine: str):
             bound = threshold if isinstance(policy, Entropy) else threshold - 1
             assert early.any()
             assert (value[early] < bound + 1e-5).all()
+
+
+def test_trimming_changes_no_answer(bench: Bench):
+    policy = Patience(patience=1, regression_threshold=1.0)
+    bench.recordings["trimmed"] = bench.recorded("graph")
+    for size in BATCH_SIZES:
+        differing(bench, "trimmed", policy, size)
+    segments: Any = bench.sessions["graph"].segments
+    plain, trimmed = (exit_model(segments, policy, EXITS, trim=trim).get_ops() for trim in (False, True))
+    slices = [sum(op.get_type_name() == "Slice" for op in ops) for ops in (plain, trimmed)]
+    assert slices[1] == slices[0] + 2  # of hidden and mask after the first exit; the others lie inside the `If`
 
 
 def test_opening_eager_leaves_the_network_as_it_was():

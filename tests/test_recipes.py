@@ -29,7 +29,7 @@ ALBERT = network("albert", tiny.FASTBERT.model_dump_json())
 
 def session(given: tiny.MultiExitNetwork, recipe: Int8Static) -> OpenVinoSession:
     calibration = tiny.batches(tiny.encoded(12, seed=6), 1, given.backbone.config.model_type)
-    return OpenVinoSession(apply_recipe(recipe, given, calibration), 1, stepped=False)
+    return OpenVinoSession(apply_recipe(recipe, given, calibration), 1)
 
 
 def likeness(given: tiny.MultiExitNetwork, opened: OpenVinoSession) -> float:

@@ -77,8 +77,8 @@ def test_one_segment_in_int8_is_the_recipe_with_all_others_fallen_back(checkpoin
     batches = tiny.batches(tiny.encoded(8), 8, "bert")
     others = [name for name in cut(network).named() if name != "layer_2"]
     alone = RECIPE.model_copy(update={"fallback": others})
-    expected = OpenVinoSession(apply_recipe(alone, network, calibration), 1, stepped=False)
-    whole = OpenVinoSession(apply_recipe(RECIPE, network, calibration), 1, stepped=False)
+    expected = OpenVinoSession(apply_recipe(alone, network, calibration), 1)
+    whole = OpenVinoSession(apply_recipe(RECIPE, network, calibration), 1)
     mixed = _with_one(convert(cut(network)), whole.segments, "layer_2")
     np.testing.assert_allclose(_record(whole, mixed, batches), _record(expected, expected.segments, batches), atol=1e-5)
 

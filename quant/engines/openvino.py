@@ -26,8 +26,8 @@ PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "u8": "int8", "i8": "int8"}
 class OpenVinoSession:
     """Builds OpenVINO programs over one network's segments."""
 
-    def __init__(self, segments: Segments, threads: int, stepped: bool):
-        self.segments, self.stepped = convert(segments), stepped
+    def __init__(self, segments: Segments, threads: int, program: Literal["graph", "trimmed", "stepped"] = "graph"):
+        self.segments, self.program = convert(segments), program
         self.core = ov.Core()
         self.options = {
             # Explicit, or OpenVINO runs float32 in bfloat16 where the CPU has it.
@@ -87,10 +87,10 @@ class OpenVinoSession:
         """A `GraphProgram`, or the stepped program where the engine says so."""
         if self.native == "static":
             raise UserError("recipe int8_native quantizes whole networks, without exits: exits: [none]")
-        if self.stepped:
+        if self.program == "stepped":
             steps = self.steps()
             return SteppedProgram(steps, policy, exits, steps.precision, steps.size_bytes)
-        compiled, size = self.compile(exit_model(self.segments, policy, exits))
+        compiled, size = self.compile(exit_model(self.segments, policy, exits, trim=self.program == "trimmed"))
         return GraphProgram(compiled, "graph", 0, self.precision(compiled), size)
 
     def without_exits(self, layer: int) -> Program:
