@@ -18,6 +18,8 @@ Without arguments: yaml_configs/suites/default.yaml, which brings its own data a
   --checkpoints DIR        where fine-tuned models are kept and found again
   --output DIR             where the records, tables and plots go
   --only TEXT              run the matching rows only (not with --mode tune)
+  --ray ADDRESS            first fine-tune and record over a Ray cluster, or with `local` over this machine (not with
+                           --mode tune)
   --smoke                  every step at toy size: proves that the suite runs, measures nothing
   --dry-run                print rows, minutes and disk; run nothing (not with --mode tune)
   --help                   this text
@@ -50,16 +52,18 @@ mode=run
 suite=
 output=
 only=
+ray=
 smoke=
 dry_run=
 arguments=()
+groups=(run minilm)
 while [ $# -gt 0 ]; do
     given=$1
     case $1 in
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
     esac
     case $1 in
-        --mode | --config | --dataset_location | --checkpoints | --output | --only)
+        --mode | --config | --dataset_location | --checkpoints | --output | --only | --ray)
             [ -n "${2:-}" ] || fail "$1 needs a value"
             ;;
     esac
@@ -70,6 +74,7 @@ while [ $# -gt 0 ]; do
         --mode) mode=$2 && shift 2 ;;
         --config) suite=$2 && shift 2 ;;
         --only) only=yes && arguments+=("$1" "$2") && shift 2 ;;
+        --ray) ray=yes && groups+=(ray) && arguments+=("$1" "$2") && shift 2 ;;
         --output) output=$(absolute "$2") && shift 2 ;;
         --dataset_location | --checkpoints) arguments+=("$1" "$(absolute "$2")") && shift 2 ;;
         *) fail "No such parameter: $given" ;;
@@ -81,8 +86,8 @@ case $mode in
     tune) folder=tuning ;;
     *) fail "No such mode: $mode (run or tune)" ;;
 esac
-if [ "$mode" = tune ] && [ -n "$only$dry_run" ]; then
-    fail "--only and --dry-run go with --mode run"
+if [ "$mode" = tune ] && [ -n "$only$ray$dry_run" ]; then
+    fail "--only, --ray and --dry-run go with --mode run"
 fi
 suite=${suite:-yaml_configs/$folder/default.yaml}
 
@@ -93,7 +98,7 @@ elif [ ! -f "$ROOT/$suite" ]; then
     fail "No such suite: $suite (those that come with ExitBench are in yaml_configs/$folder/)"
 fi
 
-setup_env run minilm
+setup_env "${groups[@]}"
 cd "$ROOT"
 if [ "$mode" = tune ]; then
     exec "$PYTHON" -m benchmarks tune "$suite" ${output:+--output "$output"} "${arguments[@]}"

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-OPTIONS = ["mode", "config", "dataset_location", "checkpoints", "output", "only", "smoke", "dry-run", "help"]
+OPTIONS = ["mode", "config", "dataset_location", "checkpoints", "output", "only", "ray", "smoke", "dry-run", "help"]
 SCRIPTS = ["setup_env.sh", "run_benchmark.sh", "run_tests.sh", ".ci/run"]
 
 # Notes each `pip install` in $PIP_CALLS and ends it as $PIP_ENDS says, by itself or as if killed; repeats all other
@@ -234,6 +234,14 @@ def test_run_benchmark_passes_its_parameters_on(set_up: SetUp):
     assert modules_run(set_up, "run_benchmark.sh", *given) == measured + shown
 
 
+def test_run_benchmark_installs_ray_where_it_is_asked_for(set_up: SetUp):
+    assert modules_run(set_up, "run_benchmark.sh", "--config=own.yaml", "--ray=local", "--dry-run")[-2:] == [
+        "local",
+        "--dry-run",
+    ]
+    assert set_up.installs() == [["run", "minilm", "ray"]]
+
+
 def test_run_benchmark_tunes(set_up: SetUp):
     given = ["--mode=tune", "--config=own.yaml", "--output", "o", "--checkpoints=c", "--smoke"]
     here = set_up.clone / "elsewhere"
@@ -245,8 +253,9 @@ def test_run_benchmark_tunes(set_up: SetUp):
     ("given", "said"),
     [
         (["--mode=tunes"], "No such mode: tunes (run or tune)"),
-        (["--mode", "tune", "--dry-run"], "--only and --dry-run go with --mode run"),
-        (["--mode", "tune", "--only", "x"], "--only and --dry-run go with --mode run"),
+        (["--mode", "tune", "--dry-run"], "--only, --ray and --dry-run go with --mode run"),
+        (["--mode", "tune", "--only", "x"], "--only, --ray and --dry-run go with --mode run"),
+        (["--mode", "tune", "--ray", "local"], "--only, --ray and --dry-run go with --mode run"),
         (["--mode", "tune"], "No such suite: yaml_configs/tuning/default.yaml"),
     ],
 )
