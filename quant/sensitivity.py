@@ -102,7 +102,7 @@ def sensitivity(
     ]
     labels = chosen.labels[order]
     calibration = calibration_inputs(recipe, data.splits["fit"], checkpoint.tokenizer, max_seq_length, pad)
-    session = OpenVinoSession(apply_recipe(recipe, network, calibration), threads=0, stepped=False)
+    session = OpenVinoSession(apply_recipe(recipe, network, calibration), threads=0)
     plain = convert(cut(network))
     compare = _Comparison(task, policy, labels, _record(session, plain, batches))
     moved, shifts = [], []
