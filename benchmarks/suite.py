@@ -235,7 +235,8 @@ class Suite(Config):
         return any(fnmatch(run.case, pattern) for pattern in self.exclude)
 
     def smoke(self) -> "Suite":
-        """Every case of every axis at toy size: few rows and layers, one policy, method and shape of each kind or size.
+        """Every case of every axis at toy size: few rows and layers, one policy and method of each kind,
+        and the smallest and the largest batch.
 
         Not every product of them: engines after the first, which may take minutes to compile, take the last recipe.
         """
@@ -250,6 +251,7 @@ class Suite(Config):
             few = {"calibration_rows": 4} if isinstance(recipe, Calibrated) else {}
             return recipe.model_copy(update=few)
 
+        sized = {shape.batch_size: shape for shape in reversed(self.shapes)}
         recipes = [quick(recipe) for recipe in self.recipes]
         spared = itertools.product(recipes[:-1], self.engines[1:])
         exclude = [f"*/{recipe_label(recipe)}/{engine_label(engine)}/*" for recipe, engine in spared]
@@ -259,7 +261,7 @@ class Suite(Config):
                 "checkpoints": [small_checkpoint(spec, named) for spec in _one_of_each_method(self.checkpoints)],
                 "recipes": recipes,
                 "policies": policies,
-                "shapes": list({shape.batch_size: shape for shape in reversed(self.shapes)}.values())[::-1],
+                "shapes": [sized[size] for size in sorted({min(sized), max(sized)})],
                 "exclude": [*self.exclude, *exclude],
                 "timing": TimingConfig(rows=8, repeats=2, block_rows=8),
             }
