@@ -47,9 +47,14 @@ from quant.recipes import calibration_inputs
 
 # How close to turning a decision must be (logits, nats or probability) for live and replayed exits to differ without
 # it being a fault: kernels round differently at different batch sizes.
-EPSILON = {"float32": 1e-3, "float16": 1e-2} | dict.fromkeys(
-    ("bfloat16", "int8_static", "int8_native", "int8_dynamic"), 0.1
-)
+EPSILON = {
+    "float32": 1e-3,
+    "float16": 1e-2,
+    "bfloat16": 0.1,
+    "int8_static": 0.1,
+    "int8_native": 0.1,
+    "int8_dynamic": 0.1,
+}
 
 
 @dataclass
@@ -185,7 +190,7 @@ def _measure_shape(
 ) -> list[RunRecord]:
     """Record, replay, build and time all runs of one shape; write their records."""
     session_id, started_at = uuid.uuid4().hex[:12], datetime.now(UTC).isoformat()
-    timed = timed_rows(session, shape, encoded["dev"].lengths)
+    timed = draw_timed(session, shape, encoded["dev"].lengths)
     open_seconds: dict[Key, float] = {}
     spent: dict[str, float] = defaultdict(float)
     for worker in itertools.chain(*workers.values()):
@@ -238,7 +243,7 @@ def _clock(spent: dict[str, float], what: str) -> Iterator[None]:
     spent[what] += time.perf_counter() - started
 
 
-def timed_rows(session: Session, shape: Shape, lengths: np.ndarray) -> list[int]:
+def draw_timed(session: Session, shape: Shape, lengths: np.ndarray) -> list[int]:
     """Which rows of `dev` are timed, drawn by the suite's seed, in the order in which batches are cut from them."""
     drawn = np.sort(np.random.default_rng(session.suite.seed).permutation(len(lengths))[: session.suite.timing.rows])
     by_length = drawn[np.argsort(lengths[drawn], kind="stable")]
@@ -266,9 +271,9 @@ def recording_of(session: Session, runs: Sequence[RunSpec]) -> tuple[list[int], 
 
 
 def recording_id(session: Session, run: RunSpec, exits: Sequence[int]) -> str:
-    """What runs share that are replayed from one recording pass of these exits."""
-    checkpoint, shape = session.member(run).checkpoint.hash, run.shape.label
-    parts = [checkpoint, worker_key(run), shape, list(exits), session.data.data_hash, toolchain()]
+    """What runs share that are replayed from one recording pass of these exits, in whatever order rows are timed."""
+    checkpoint, shape = session.member(run).checkpoint.hash, run.shape.model_copy(update={"order": "given"})
+    parts = [checkpoint, worker_key(run), shape.label, list(exits), session.data.data_hash, toolchain()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -214,6 +214,7 @@ def test_rows_in_order_of_length_answer_the_same(measured: Measured, tmp_path: P
     for one in found:
         other = sorted_[one.case.replace("-by_length", "")]
         assert (one.scores, one.exit_counts) == (other.scores, other.exit_counts)
+        assert one.recording == other.recording  # one pass serves both orders
         assert one.parity is not None
         assert one.parity.differing == one.parity.below_epsilon  # each row's live answer is held to its own replay
 
@@ -221,8 +222,8 @@ def test_rows_in_order_of_length_answer_the_same(measured: Measured, tmp_path: P
 def test_timed_rows_are_drawn_once_and_ordered():
     lengths = np.random.default_rng(0).integers(4, 40, 100)
     session: Any = SimpleNamespace(suite=SimpleNamespace(seed=1, timing=SimpleNamespace(rows=30)))
-    given = runner.timed_rows(session, Shape(), lengths)
-    by_length = runner.timed_rows(session, Shape(order="by_length"), lengths)
+    given = runner.draw_timed(session, Shape(), lengths)
+    by_length = runner.draw_timed(session, Shape(order="by_length"), lengths)
     assert given == sorted(by_length)
     assert len(set(given)) == 30
     assert (np.diff(lengths[by_length]) >= 0).all()
