@@ -27,10 +27,11 @@ class WorkerBench:
         session: the checkpoints and data; recordings and logs go to its output folder.
         anchor: what every run is timed beside.
         performance: how long.
+        footprint: whether memory is measured, too.
     """
 
-    def __init__(self, session: Session, anchor: RunSpec, performance: Performance):
-        self.session, self.anchor, self.performance = session, anchor, performance
+    def __init__(self, session: Session, anchor: RunSpec, performance: Performance, footprint: bool):
+        self.session, self.anchor, self.performance, self.footprint = session, anchor, performance, footprint
         tune, size = session.data.splits["tune"], performance.dataloader.batch_size
         self.splits = {"tune": encode(tune, session.main.tokenizer, max_length(session))}
         drawn = np.random.default_rng(session.suite.seed).permutation(len(tune))
@@ -67,12 +68,15 @@ class WorkerBench:
             for side in (0, 1) if turn % 2 else (1, 0):
                 of_instances = self._call(sides[side], "time_block", side, first, last)
                 seconds[side] += itertools.chain(*of_instances) if first >= warmup else []
+        held = [self._call(sides[n], "footprint", n, instances=1)[0] for n in (0, 1)] if self.footprint else [None] * 2
         self._call(run, "forget_run", 1)
         return Timing(
             seconds=seconds[1],
             anchor_seconds=seconds[0],
             size_bytes=built.size_bytes,
             anchor_size_bytes=anchor.size_bytes,
+            footprint_bytes=held[1],
+            anchor_footprint_bytes=held[0],
         )
 
     def _call(self, run: RunSpec, request: str, *arguments: Any, instances: int | None = None) -> list[Any]:

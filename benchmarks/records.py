@@ -195,12 +195,18 @@ class Timing(Config):
     """Seconds of each call of a candidate and, turn by turn with it over the same rows, of its tuning's anchor.
 
     Of several instances at once, the calls of all.
+
+    Attributes:
+        size_bytes: on disk.
+        footprint_bytes: resident, measured where it is an objective.
     """
 
     seconds: list[float]
     anchor_seconds: list[float]
     size_bytes: int | None
     anchor_size_bytes: int | None
+    footprint_bytes: int | None = None
+    anchor_footprint_bytes: int | None = None
 
 
 class TrialRecord(Config):

@@ -156,7 +156,7 @@ def spec_of(tuning: Tuning, trial: TrialRecord) -> RunSpec:
 
 
 def told(trial: TrialRecord | None) -> str:
-    """`[accuracy: 0.8956, duration (seconds): 1.2340]`, as LPOT puts it, and the speed-up over the anchor."""
+    """`[accuracy: 0.8956, duration (seconds): 1.2340]`, as LPOT puts it, the speed-up over the anchor, and memory."""
     if trial is None:
         return "None"
     if trial.score is None:
@@ -164,12 +164,16 @@ def told(trial: TrialRecord | None) -> str:
     if trial.timing is None:
         return f"[{trial.metric}: {trial.score:.4f}, duration (seconds): not timed, below the criterion]"
     seconds, anchor = sum(trial.timing.seconds), sum(trial.timing.anchor_seconds)
-    return f"[{trial.metric}: {trial.score:.4f}, duration (seconds): {seconds:.4f}, {anchor / seconds:.2f}x INT8]"
+    said = f"{trial.metric}: {trial.score:.4f}, duration (seconds): {seconds:.4f}, {anchor / seconds:.2f}x INT8"
+    held = trial.timing.footprint_bytes
+    return f"[{said}]" if held is None else f"[{said}, footprint (MB): {held / 1e6:.1f}]"
 
 
 def _share(timing: Timing, objective: Objective) -> float:
     if objective == "modelsize":
         return (timing.size_bytes or 0) / (timing.anchor_size_bytes or 1)
+    if objective == "footprint":
+        return (timing.footprint_bytes or 0) / (timing.anchor_footprint_bytes or 1)
     seconds, anchor = _without_pauses(timing)
     if objective == "p99":
         return float(np.quantile(seconds, 0.99) / np.quantile(anchor, 0.99))

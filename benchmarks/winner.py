@@ -37,7 +37,9 @@ def run_tuning(tuning: Tuning, location: Path | None, checkpoints: Path, output:
     space = space_of(tuning, list(session.members.values()))
     hashes = [member.checkpoint.hash for member in session.members.values()]
     identity = tuning_id(tuning, session.data.data_hash, hashes)
-    with WorkerBench(session, space.anchor, tuning.evaluation.performance) as bench:
+    with WorkerBench(
+        session, space.anchor, tuning.evaluation.performance, "footprint" in tuning.tuning.weights()
+    ) as bench:
         outcome = tune(space, bench, session.data.splits["tune"].labels, identity, output, say)
     winner, fewer = spec_of(tuning, outcome.best), best_truncated(outcome, session)
     suite = winning_suite(tuning, specs[winner.checkpoint], winner, fewer)
@@ -55,7 +57,7 @@ def run_tuning(tuning: Tuning, location: Path | None, checkpoints: Path, output:
     policy = Fixed(layer=winner.exits[-1]) if isinstance(winner.policy, Fixed) else winner.policy
     checkpoint = session.members[winner.checkpoint].checkpoint
     took = export(output / ARTEFACT, checkpoint, session.task, session.data, winner.recipe, policy, winner.exits)
-    say(f"artefact: {output / ARTEFACT} ({took.size_bytes / 1e6:.1f} MB, loads in {took.load_s:.1f} s)")
+    say(f"artefact: {output / ARTEFACT}: {took.served}")
     say(f"suite: {output / SUITE}, trials: {output / 'trials.jsonl'}, records on dev: {final.output}")
     return 0 if outcome.passed and not any(record.case == winner.case for record in failed) else 1
 

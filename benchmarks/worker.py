@@ -25,6 +25,7 @@ from models.config import UserError, first_line
 from models.encoding import Encoded, collate
 from models.network import MultiExitNetwork
 from quant.engine import Engine
+from quant.engines.openvino import OpenVinoSession
 from quant.programs import EngineSession, ExitOutput, Inputs, Program
 from quant.recipes import Int8Static, Recipe, apply_recipe, fallen_back
 
@@ -194,6 +195,16 @@ class _Service:
             run.program.run(inputs, dials)
             seconds.append(time.perf_counter() - started)
         return seconds
+
+    def footprint(self, number: int) -> int:
+        """Resident bytes that the program of a run adds to a process that serves it on OpenVINO."""
+        run, session = self.runs[number], self.session
+        if not isinstance(session, OpenVinoSession):
+            raise UserError(f"engine {self.spec.engine.kind} does not say what a program holds in memory")
+        inputs, dials = run.batches[0]
+        if run.spec.with_exits:
+            return session.footprint(self._policy(run.spec), run.spec.exits, inputs | dials)
+        return session.footprint(None, run.spec.exits, inputs)
 
     def processor_seconds(self) -> float:
         """What this process has used so far, all its threads together."""

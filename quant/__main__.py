@@ -91,8 +91,8 @@ def _export(options: argparse.Namespace) -> int:
     exits = options.exits or list(range(1, checkpoint.network.num_layers + 1))
     took = export(options.folder, checkpoint, spec.task, data, recipe, policy, exits)
     print(
-        f"{options.folder}: {took.size_bytes / 1e6:.1f} MB; quantized and converted in {took.quantize_s:.1f} s, "
-        f"written in {took.write_s:.1f} s, loads in {took.load_s:.1f} s"
+        f"{options.folder}: {took.served}; quantized and converted in {took.quantize_s:.1f} s, "
+        f"written in {took.write_s:.1f} s"
     )
     return 0
 

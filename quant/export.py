@@ -18,6 +18,7 @@ from models.tasks import Task, TaskData
 from quant import artefact
 from quant.engine import cannot_run
 from quant.engines.openvino import OpenVinoSession
+from quant.footprint import resident_bytes
 from quant.graph import serving_model
 from quant.programs import unfit
 from quant.recipes import Recipe, apply_recipe, calibration_inputs, check_fallback
@@ -27,12 +28,19 @@ TOOLCHAIN = ("openvino", "torch", "transformers", "neural-compressor-pt")
 
 
 class Exported(NamedTuple):
-    """What an export took: seconds to quantize and convert, to write, and to load and compile; bytes on disk."""
+    """What an export took: seconds to quantize and convert, to write, and to load; bytes on disk and when served."""
 
     quantize_s: float
     write_s: float
     load_s: float
     size_bytes: int
+    resident_bytes: int
+
+    @property
+    def served(self) -> str:
+        """What it asks of a server."""
+        sizes = f"{self.size_bytes / 1e6:.1f} MB on disk, {self.resident_bytes / 1e6:.1f} MB in memory"
+        return f"{sizes}, loads in {self.load_s:.1f} s"
 
 
 def export(
@@ -100,7 +108,11 @@ def export(
     artefact.EarlyExitModel.load(folder)
     loaded = time.perf_counter()
     size = sum(file.stat().st_size for file in folder.iterdir())
-    return Exported(quantized - started, written - quantized, loaded - written, size)
+    row = np.zeros((1, max_seq_length), np.int64)
+    inputs = {"input_ids": row, "attention_mask": row + 1, "token_type_ids": row}
+    dials = {name: np.float32(value) for name, value in description["dials"].items()}
+    resident = resident_bytes(folder / artefact.GRAPH, inputs | dials, description["openvino"])
+    return Exported(quantized - started, written - quantized, loaded - written, size, resident)
 
 
 def _check(folder: Path, checkpoint: Checkpoint, task: Task, policy: Policy, exits: Sequence[int]) -> None:

@@ -51,7 +51,8 @@ class Int8Static(Config):
         observer: how activation ranges are found.
         activations: unsigned with a zero point, or signed around zero.
         weights: one scale for each output channel, or one for the whole matrix.
-        calibration_rows: rows of `fit`, chosen by `seed`, each run alone so that no padding enters the ranges.
+        calibration_rows: rows of `fit`, chosen by `seed`; rows of one length run together, so that no padding enters
+            the ranges.
         fallback: what is not quantized: segments (`layer_11`, `exit_*`), or parts and linear ops inside them
             (`layer_*.attention`, `layer_*.output.dense`). Each part of the dotted path is a shell pattern.
         rest: precision of what is not quantized.
@@ -190,8 +191,8 @@ def _int8_static(
     """
     inputs: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
     with torch.no_grad():
-        for row in calibration:
-            hidden, mask = network.embed(*(torch.from_numpy(row[name]) for name in INPUT_NAMES))
+        for batch in _of_equal_length(calibration):
+            hidden, mask = network.embed(*(torch.from_numpy(batch[name]) for name in INPUT_NAMES))
             for layer, exit_ in zip(segments.layers, segments.exits, strict=True):
                 inputs[id(layer)].append((hidden, mask))
                 hidden = layer(hidden, mask)
@@ -208,6 +209,13 @@ def _int8_static(
         int8=True,
         rest=recipe.rest,
     )
+
+
+def _of_equal_length(rows: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """Single rows [1, T] as batches [B, T]: many rows at once without a padded token."""
+    lengths = np.array([row["input_ids"].shape[1] for row in rows])
+    together = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+    return [{name: np.concatenate([rows[i][name] for i in alike]) for name in INPUT_NAMES} for alike in together]
 
 
 def _quantize(

@@ -11,7 +11,7 @@ from benchmarks.worker import _coverage
 from models.config import UserError
 from models.network import ExitsConfig
 from quant.engines.openvino import OpenVinoSession
-from quant.recipes import Int8Static, apply_recipe, check_fallback, linear_ops
+from quant.recipes import Int8Static, _of_equal_length, apply_recipe, check_fallback, linear_ops
 from tests import tiny
 
 ROWS = tiny.encoded(24, seed=5)
@@ -55,6 +55,15 @@ def weight_scales(model: ov.Model) -> set[int]:
             (multiply,) = (target.get_node() for target in convert.output(0).get_target_inputs())
             scales.add(int(np.prod(multiply.input(1).get_source_output().get_shape())))
     return scales
+
+
+def test_rows_are_observed_together_and_without_a_padded_token():
+    rows = tiny.batches(ROWS, 1, "bert")
+    batches = _of_equal_length(rows)
+    assert 1 < len(batches) < len(rows)
+    assert all((batch["attention_mask"] == 1).all() for batch in batches)
+    observed = [tuple(ids) for batch in batches for ids in batch["input_ids"].tolist()]
+    assert sorted(observed) == sorted(tuple(row["input_ids"][0].tolist()) for row in rows)
 
 
 def test_symmetric_activations_are_signed_numbers_in_the_kernels():

@@ -98,7 +98,7 @@ def test_an_export_calibrates_on_the_rows_the_suite_fitted(
 
     def export(*arguments: Any) -> Exported:
         given.append(arguments[3].data_hash)
-        return Exported(0, 0, 0, 0)
+        return Exported(0, 0, 0, 0, 0)
 
     monkeypatch.setattr(quant.export, "export", export)
     for folder in sorted((output.parent / "ck").iterdir()):

@@ -110,7 +110,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"tuning": {"strategy": {"name": "bayesain"}}}, "did you mean 'bayesian'?"),
     ({"tuning": {"strategy": {"name": "mse_v2"}}}, "found 'mse_v2'"),
-    ({"tuning": {"objective": "footprint"}}, "tuning.objective: input should be 'performance', 'p99' or 'modelsize'"),
+    (
+        {"tuning": {"objective": "accuracy"}},
+        "tuning.objective: input should be 'performance', 'p99', 'footprint' or 'modelsize'",
+    ),
     (
         {"tuning": {"objective": "p99", "multi_objectives": {"objective": ["p99"]}}},
         "give objective or multi_objectives, and not both",
@@ -371,9 +374,17 @@ def test_bayesian_search_learns():
 
 
 def test_objectives():
-    timing = Timing(seconds=[1.0, 1.0, 2.0], anchor_seconds=[2.0, 2.0, 4.0], size_bytes=30, anchor_size_bytes=40)
+    timing = Timing(
+        seconds=[1.0, 1.0, 2.0],
+        anchor_seconds=[2.0, 2.0, 4.0],
+        size_bytes=30,
+        anchor_size_bytes=40,
+        footprint_bytes=20,
+        anchor_footprint_bytes=80,
+    )
     assert relative(parse(), timing) == 0.5
     assert relative(parse(tuning={"objective": "modelsize"}), timing) == 0.75
+    assert relative(parse(tuning={"objective": "footprint"}), timing) == 0.25
     assert relative(parse(tuning={"objective": "p99"}), timing) == pytest.approx(0.5)
     both = {"objective": ["performance", "modelsize"], "weight": [3.0, 1.0]}
     assert relative(parse(tuning={"multi_objectives": both}), timing) == pytest.approx((3 * 0.5 + 0.75) / 4)
@@ -471,7 +482,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_tiny(folder: Path, output: Path, printed: Path, **changes: Any) -> int:
-    few = TINY["tuning"] | {"strategy": {"name": "exhaustive"}, "exit_policy": {"max_trials": 4}}
+    objectives = {"multi_objectives": {"objective": ["performance", "footprint"]}}
+    few = TINY["tuning"] | {"strategy": {"name": "exhaustive"}, "exit_policy": {"max_trials": 4}} | objectives
     quantization = {"calibration": {"sampling_size": 4}, "model_wise": {}}
     path = write(folder, **({"tuning": few, "quantization": quantization} | changes))
     command = ["tune", str(path), "--checkpoints", str(folder / "checkpoints"), "--output", str(output)]
@@ -502,6 +514,7 @@ def test_it_prints_as_lpot_does(searched: Path):
     # Truncations, patience and entropy: of two layers, `all` exits are exits 1 and 2.
     assert [line.split(" result is: [accuracy: ")[0] for line in results] == ["Tune 1", "Tune 2", "Tune 3"]
     assert all(", Best tune result is: [accuracy: " in line for line in results)
+    assert all("x INT8, footprint (MB): " in line for line in results if "not timed" not in line)
     verdicts = [line for line in lines if line.startswith(("PASS: accuracy on tune", "FAIL: accuracy on tune"))]
     assert len(verdicts) == 1
     assert sum(" won" in line for line in lines) == 1
@@ -531,7 +544,7 @@ def _best(tuning: Tuning, trials: list[TrialRecord]) -> TrialRecord:
 
 
 def test_resumed_when_finished_it_tries_nothing_again(searched: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("benchmarks.winner.export", lambda *given: Exported(1.0, 1.0, 1.0, 1000))
+    monkeypatch.setattr("benchmarks.winner.export", lambda *given: Exported(1.0, 1.0, 1.0, 1000, 2000))
     monkeypatch.setattr(
         "benchmarks.bench.open_workers", lambda *given, **options: pytest.fail("nothing is left to measure")
     )

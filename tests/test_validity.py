@@ -132,6 +132,15 @@ def test_what_one_run_can_tell(seconds: np.ndarray, invalid: bool, reason: str):
     assert not any(found.values())
 
 
+def test_a_few_long_calls_that_lie_apart_are_no_coarse_clock():
+    """One batch and five repeats: the smallest distance is large by chance, and the calls are no multiples of it."""
+    draw = np.random.default_rng(2)
+    few = [draw.lognormal(0, 0.1, (5, 1)) / 2 for _ in range(1000)]
+    said = [reason for calls in few for _, reason in doubts({"few": calls}, QUIET)["few"]]
+    assert sum("too few samples" in reason for reason in said) >= 990
+    assert sum("clock" in reason for reason in said) <= 10
+
+
 CONDITIONS: dict[str, tuple[dict[str, float | None], list[tuple[bool, str]]]] = {
     "quiet": ({}, []),
     "unknown": ({"other_seconds": None}, []),

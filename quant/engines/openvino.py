@@ -14,6 +14,7 @@ from torch import nn
 
 from models.config import UserError
 from models.policies import Policy
+from quant.footprint import resident_bytes
 from quant.graph import EXIT_LAYER, LOGITS, OpenVinoSegments, exit_model, recording_model
 from quant.programs import Dials, ExitOutput, Inputs, Program, Recorder, StackedRecorder, SteppedProgram
 from quant.segments import INPUT_NAMES, Segments, op_name
@@ -82,6 +83,14 @@ class OpenVinoSession:
         rows, kind = nncf.Dataset(self.calibration), nncf.ModelType.TRANSFORMER
         with redirect_stdout(StringIO()):  # its progress bars
             return nncf.quantize(model, rows, model_type=kind, subset_size=len(self.calibration))
+
+    def footprint(self, policy: Policy | None, exits: Sequence[int], inputs: Inputs) -> int:
+        """Resident bytes of serving one graph: with the exits inside, or, without a policy, the network to the last."""
+        model = self.network(exits[-1:]) if policy is None else exit_model(self.segments, policy, exits)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "program.xml"
+            ov.save_model(model, path, compress_to_fp16=False)
+            return resident_bytes(path, inputs, self.options)
 
     def with_exits(self, policy: Policy, exits: Sequence[int]) -> Program:
         """A `GraphProgram`, or the stepped program where the engine says so."""
