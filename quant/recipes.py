@@ -213,9 +213,12 @@ def _int8_static(
 
 def _of_equal_length(rows: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
     """Single rows [1, T] as batches [B, T]: many rows at once without a padded token."""
-    lengths = np.array([row["input_ids"].shape[1] for row in rows])
-    together = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
-    return [{name: np.concatenate([rows[i][name] for i in alike]) for name in INPUT_NAMES} for alike in together]
+    by_length: dict[int, list[dict[str, np.ndarray]]] = defaultdict(list)
+    for row in rows:
+        by_length[row["input_ids"].shape[1]].append(row)
+    return [
+        {name: np.concatenate([row[name] for row in alike]) for name in INPUT_NAMES} for alike in by_length.values()
+    ]
 
 
 def _quantize(
