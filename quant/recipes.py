@@ -48,11 +48,11 @@ class Int8Static(Config):
     """Neural Compressor static INT8: symmetric weights, per-tensor activations with observed ranges.
 
     Attributes:
-        observer: how activation ranges are found.
+        observer: how activation ranges are found: moving averages of each row's minimum and maximum, or the range that
+            fits a histogram of all values best.
         activations: unsigned with a zero point, or signed around zero.
         weights: one scale for each output channel, or one for the whole matrix.
-        calibration_rows: rows of `fit`, chosen by `seed`; rows of one length run together, so that no padding enters
-            the ranges.
+        calibration_rows: rows of `fit`, chosen by `seed`; none is padded, so that no padding enters the ranges.
         fallback: what is not quantized: segments (`layer_11`, `exit_*`), or parts and linear ops inside them
             (`layer_*.attention`, `layer_*.output.dense`). Each part of the dotted path is a shell pattern.
         rest: precision of what is not quantized.
@@ -191,7 +191,8 @@ def _int8_static(
     """
     inputs: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
     with torch.no_grad():
-        for batch in _of_equal_length(calibration):
+        # Histograms add up, so many rows may be one batch; Neural Compressor's minmax is a moving average, row by row.
+        for batch in _of_equal_length(calibration) if recipe.observer == "kl" else calibration:
             hidden, mask = network.embed(*(torch.from_numpy(batch[name]) for name in INPUT_NAMES))
             for layer, exit_ in zip(segments.layers, segments.exits, strict=True):
                 inputs[id(layer)].append((hidden, mask))
