@@ -1,11 +1,11 @@
-"""Command line of the harness: `python -m benchmarks run | train | tune | depths | list`."""
+"""Command line of the harness: `python -m benchmarks run | train | tune | accuracy | benchmark | depths | list`."""
 
 import argparse
 import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from models.command import exit_code, quiet
 from models.config import UserError
@@ -20,6 +20,8 @@ EPILOG = """examples:
   python -m benchmarks run SUITE.yaml --only int8_static   only cases whose name contains the text
   python -m benchmarks train SUITE.yaml                    fine-tune its checkpoints and stop
   python -m benchmarks tune yaml_configs/tuning/default.yaml   the fastest within an accuracy floor, searched
+  python -m benchmarks accuracy --input_model FOLDER       what one model scores on dev, in LPOT's lines
+  python -m benchmarks benchmark --input_model FOLDER --int8 true   how fast it answers, here in INT8
   python -m benchmarks depths                              what leaving at each layer of BERT-base costs
   python -m benchmarks list                                suites, axes and their cases
 
@@ -67,6 +69,11 @@ def parser() -> argparse.ArgumentParser:
         )
     run.add_argument("--only", metavar="TEXT", help="only the runs whose case contains TEXT")
     run.add_argument("--dry-run", action="store_true", help="print the runs, rough minutes and disk, and stop")
+    tune.add_argument("--input_model", type=Path, metavar="DIR", help="tune this checkpoint, not those of the file")
+    tune.add_argument(
+        "--output_model", type=Path, metavar="DIR", help="where the winner is exported (default: artefact/ in --output)"
+    )
+    _add_lpot(commands)
     depths = commands.add_parser("depths", help="what leaving at each layer costs (random weights, timing only)")
     depths.add_argument("--family", choices=["bert", "roberta", "albert"], default="bert", help="default: bert")
     depths.add_argument("--layers", type=int, default=12, help="default: %(default)s, BERT-base")
@@ -83,6 +90,28 @@ def parser() -> argparse.ArgumentParser:
     )
     commands.add_parser("list", help="shipped suites, and the cases of every axis")
     return top
+
+
+def _add_lpot(commands: Any) -> None:
+    """LPOT's two modes, with LPOT's parameters and defaults."""
+    for name, does in (("accuracy", "what one model scores on dev"), ("benchmark", "how fast one model answers")):
+        command = commands.add_parser(name, help=f"{does}, in LPOT's lines")
+        command.add_argument("--input_model", type=Path, metavar="DIR", help="a checkpoint, or an exported model")
+        command.add_argument(
+            "--config", type=Path, metavar="DIR", help="what --int8 true reads instead, if given: LPOT's tuned model"
+        )
+        command.add_argument(
+            "--int8",
+            choices=["true", "false"],
+            default="false",
+            help="whether in INT8; a checkpoint is quantized on the spot (default: %(default)s)",
+        )
+        command.add_argument(
+            "--topology", metavar="NAME", help="a shipped suite or tuning, which must be of the model's task"
+        )
+        command.add_argument("--dataset_location", type=Path, metavar="DIR", help="as for run")
+        command.add_argument("--batch_size", type=int, default=16, help="rows a call (default: %(default)s)")
+        command.add_argument("--iters", type=int, default=100, help="calls that benchmark times (default: %(default)s)")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,6 +132,8 @@ def _command(options: argparse.Namespace) -> int:
         return _depths(options)
     if options.command == "tune":
         return _tune(options)
+    if options.command in ("accuracy", "benchmark"):
+        return _lpot(options)
     from benchmarks.suite import read_suite
 
     suite = read_suite(options.suite)
@@ -149,15 +180,27 @@ def _tune(options: argparse.Namespace) -> int:
 
     tuning = read_tuning(options.tuning)
     tuning = tuning.smoke() if options.smoke else tuning
+    tuning = tuning if options.input_model is None else tuning.of_checkpoint(options.input_model)
     workspace = tuning.tuning.workspace.path
     output = options.output or Path(workspace or f"runs/tune_{tuning.model.name}")
     # Before PyTorch starts its threads: exporting the winner calibrates, and threads that spin fight.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from benchmarks.winner import run_tuning
+    from benchmarks.winner import ARTEFACT, run_tuning
 
+    artefact = options.output_model or output / ARTEFACT
     say = partial(print, flush=True)  # one line a trial: whoever follows a file sees it
     with writing(output):  # fails before hours of training, if it fails
-        return run_tuning(tuning, options.dataset_location, options.checkpoints, output, options.smoke, say)
+        return run_tuning(tuning, options.dataset_location, options.checkpoints, output, artefact, options.smoke, say)
+
+
+def _lpot(options: argparse.Namespace) -> int:
+    # Before PyTorch starts its threads: see `_tune`.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from benchmarks.lpot import measure
+
+    for line in measure(options):
+        print(line)
+    return 0
 
 
 def _train(options: argparse.Namespace, suite: "Suite") -> int:

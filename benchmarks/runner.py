@@ -45,17 +45,6 @@ from models.policies import Replayed, replay
 from models.tasks import Task
 from quant.recipes import calibration_inputs
 
-# How close to turning a decision must be (logits, nats or probability) for live and replayed exits to differ without
-# it being a fault: kernels round differently at different batch sizes.
-EPSILON = {
-    "float32": 1e-3,
-    "float16": 1e-2,
-    "bfloat16": 0.1,
-    "int8_static": 0.1,
-    "int8_native": 0.1,
-    "int8_dynamic": 0.1,
-}
-
 
 @dataclass
 class _Measured:
@@ -326,7 +315,7 @@ def _replay_and_build(
 
 def _parity(run: _Measured, replayed: Any, timed: list[int], regression: bool) -> Parity:
     assert run.built is not None
-    live, epsilon = run.built.output, EPSILON[run.spec.recipe.kind]
+    live, epsilon = run.built.output, run.spec.recipe.epsilon
     if run.spec.policy.timing_only:  # imposed by position among the timed rows, so only the count is comparable
         return Parity(rows=len(timed), differing=0, below_epsilon=0, epsilon=epsilon)
     differs = live.exit_layer != replayed.exit_layer[timed]

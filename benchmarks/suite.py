@@ -334,7 +334,7 @@ def recipe_label(recipe: Recipe) -> str:
     if isinstance(recipe, Int8Native):
         return f"{recipe.kind}-{recipe.calibration_rows}-s{recipe.seed}"
     if not isinstance(recipe, Int8Static):
-        return recipe.kind
+        return "-".join([recipe.kind, *map(str, recipe.model_dump(exclude={"kind"}).values())])
     options = [recipe.observer, str(recipe.calibration_rows), f"s{recipe.seed}", recipe.rest]
     options += [option for option in (recipe.activations, recipe.weights) if option in ("symmetric", "per_tensor")]
     options += [f"fallback-{','.join(recipe.fallback)}"] if recipe.fallback else []

@@ -269,6 +269,11 @@ class Tuning(Config):
             timing=TimingConfig(rows=rows, repeats=FINAL_REPEATS, block_rows=min(rows, 64)),
         )
 
+    def of_checkpoint(self, folder: Path) -> "Tuning":
+        """The same search over one finished checkpoint."""
+        checkpoints = [CheckpointSpec(folder=str(folder))]
+        return self.model_copy(update={"model": self.model.model_copy(update={"checkpoints": checkpoints})})
+
     def smoke(self) -> "Tuning":
         """The same at toy size: few layers, rows and trials; patterns that name a layer are left out."""
         short = [

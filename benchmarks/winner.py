@@ -17,18 +17,23 @@ from benchmarks.tuner import Outcome, best_of, floor_of, spec_of, tune, tuning_i
 from benchmarks.tuning import Tuning
 from models.config import UserError
 from models.policies import Fixed, Policy
-from quant.export import export
+from quant.export import check_free, export
 from quant.recipes import Float32
 
 SUITE, ARTEFACT, FINAL = "winner.yaml", "artefact", "winner"
 
 
-def run_tuning(tuning: Tuning, location: Path | None, checkpoints: Path, output: Path, smoke: bool, say: Say) -> int:
+def run_tuning(
+    tuning: Tuning, location: Path | None, checkpoints: Path, output: Path, artefact: Path, smoke: bool, say: Say
+) -> int:
     """Tune into `output`, resuming what is there; 0 if the best found meets the criterion and was measured, else 1.
+
+    The winner is exported to `artefact`.
 
     Raises:
         UserError: whatever is wrong with the file, its data or its checkpoints.
     """
+    check_free(artefact)
     if problem := tuning.shape.unfit():
         raise UserError(f"evaluation.performance.configs: {problem}; ask for fewer")
     for peer in tuning.evaluation.peers:
@@ -56,8 +61,8 @@ def run_tuning(tuning: Tuning, location: Path | None, checkpoints: Path, output:
         say(line)
     policy = Fixed(layer=winner.exits[-1]) if isinstance(winner.policy, Fixed) else winner.policy
     checkpoint = session.members[winner.checkpoint].checkpoint
-    took = export(output / ARTEFACT, checkpoint, session.task, session.data, winner.recipe, policy, winner.exits)
-    say(f"artefact: {output / ARTEFACT}: {took.served}")
+    took = export(artefact, checkpoint, session.task, session.data, winner.recipe, policy, winner.exits)
+    say(f"artefact: {artefact}: {took.served}")
     say(f"suite: {output / SUITE}, trials: {output / 'trials.jsonl'}, records on dev: {final.output}")
     return 0 if outcome.passed and not any(record.case == winner.case for record in failed) else 1
 

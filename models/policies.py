@@ -243,6 +243,19 @@ def top_two_gap(logits: np.ndarray) -> np.ndarray:
     return top[..., -1] - top[..., -2]
 
 
+def check_finite(logits: np.ndarray) -> None:
+    """Refuse logits, of any shape, that no score can be read from.
+
+    Raises:
+        UserError: some are NaN or infinite.
+    """
+    if not np.isfinite(logits).all():
+        raise UserError(
+            "recorded logits must be finite, but some are NaN or infinite: the checkpoint or the recipe is numerically "
+            "broken; try recipe float32, or train again"
+        )
+
+
 class Replayed(NamedTuple):
     """What a policy does with recorded logits: [N] exit layers, [N, C] logits answered, [N] smallest margin met."""
 
@@ -262,11 +275,7 @@ def replay(policy: Policy, logits: np.ndarray, exits: Sequence[int]) -> Replayed
     Raises:
         UserError: when the logits hold NaN or infinity.
     """
-    if not np.isfinite(logits).all():
-        raise UserError(
-            "recorded logits must be finite, but some are NaN or infinite: the checkpoint or the recipe is numerically "
-            "broken; try recipe float32, or train again"
-        )
+    check_finite(logits)
     ops, rows = NumpyOps(), np.arange(logits.shape[1])
     dials = policy.dials(rows)
     state, position, left = (

@@ -13,7 +13,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerFast, set_seed
 
 from models.calibration import expected_calibration_error
-from models.checkpoints import is_checkpoint, load_classifier, save_checkpoint
+from models.checkpoints import Checkpoint, is_checkpoint, load_classifier, save_checkpoint
 from models.config import Config, UserError
 from models.encoding import Encoded, encode, word_tokenizer
 from models.families import Backbone, Fresh, fresh_backbone, load_pretrained
@@ -47,6 +47,12 @@ class TrainingSpec(Config):
         """`task-method-start-hash`; the hash covers this whole spec and the data."""
         digest = hashlib.sha256((self.model_dump_json() + data_hash).encode()).hexdigest()
         return f"{self.task.name}-{self.method.kind}-{self.start_name}-{digest[:8]}"
+
+
+def trained_on(checkpoint: Checkpoint) -> tuple[TrainingSpec, int]:
+    """How a checkpoint was trained, and the seed that cut its data."""
+    spec = TrainingSpec.model_validate(checkpoint.training["spec"])
+    return spec, checkpoint.training.get("data_seed", spec.seed)  # absent where it was trained when both were one
 
 
 def start_network(spec: TrainingSpec) -> tuple[MultiExitNetwork, PreTrainedTokenizerFast]:

@@ -81,12 +81,11 @@ def _export(options: argparse.Namespace) -> int:
     recipe = _parsed("--recipe", options.recipe, Recipe)
     policy = _parsed("--policy", options.policy, Policy)
     from models.checkpoints import load_checkpoint
-    from models.training import TrainingSpec
+    from models.training import trained_on
     from quant.export import export
 
     checkpoint = load_checkpoint(options.checkpoint)
-    spec = TrainingSpec.model_validate(checkpoint.training["spec"])
-    seed = checkpoint.training.get("data_seed", spec.seed)  # absent where it was trained when both were one
+    spec, seed = trained_on(checkpoint)
     data = spec.task.load(options.dataset_location, seed) if isinstance(recipe, Int8Static) else None
     exits = options.exits or list(range(1, checkpoint.network.num_layers + 1))
     took = export(options.folder, checkpoint, spec.task, data, recipe, policy, exits)
@@ -110,12 +109,12 @@ def _sensitivity(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from models.checkpoints import load_checkpoint
-    from models.training import TrainingSpec
+    from models.training import trained_on
     from quant.sensitivity import sensitivity, table, write_csv
 
     checkpoint = load_checkpoint(options.checkpoint)
-    spec = TrainingSpec.model_validate(checkpoint.training["spec"])
-    data = spec.task.load(options.dataset_location, spec.seed)
+    spec, seed = trained_on(checkpoint)
+    data = spec.task.load(options.dataset_location, seed)
     found = sensitivity(checkpoint, spec.task, data, recipe, policy, options.rows)
     write_csv(options.csv, found)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)

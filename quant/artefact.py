@@ -98,16 +98,24 @@ class EarlyExitModel:
         """
         if isinstance(texts, str) or not len(texts):
             raise ArtefactError(f"texts must be one or more strings in a list, found {texts!r}")
-        encoded = self.tokenizer.encode_batch(list(texts))
-        parts = []
-        for first in range(0, len(encoded), batch_size):
-            rows = encoded[first : first + batch_size]
-            parts.append(self.run(*self._arrays([row.ids for row in rows], [row.type_ids for row in rows]), **dials))
+        cuts = [texts[first : first + batch_size] for first in range(0, len(texts), batch_size)]
+        parts = [self.run(*self.inputs(cut), **dials) for cut in cuts]
         names = self.description["labels"]
         scores, exit_layer = (np.concatenate([part[name] for part in parts]) for name in ("scores", "exit_layer"))
         if names is None:
             return Prediction(None, scores, exit_layer)
         return Prediction([names[i] for part in parts for i in part["label"]], scores, exit_layer)
+
+    def inputs(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What `run` takes for B texts: int64 [B, T] each, padded on the right to the longest of them."""
+        rows = self.tokenizer.encode_batch(list(texts))
+        shape = len(rows), max(len(row.ids) for row in rows)
+        input_ids = np.full(shape, self.description["pad_token_id"], np.int64)
+        mask, type_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        for i, row in enumerate(rows):
+            length = len(row.ids)
+            input_ids[i, :length], mask[i, :length], type_ids[i, :length] = row.ids, 1, row.type_ids
+        return input_ids, mask, type_ids
 
     def run(
         self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray, **dials: float
@@ -128,15 +136,6 @@ class EarlyExitModel:
             self._requests.own = self.compiled.create_infer_request()
         outputs = self._requests.own.infer(inputs, share_inputs=True)
         return {next(iter(port.get_names())): array.copy() for port, array in outputs.items()}
-
-    def _arrays(self, ids: list[list[int]], types: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows padded on the right to the longest of them."""
-        shape = len(ids), max(map(len, ids))
-        input_ids = np.full(shape, self.description["pad_token_id"], np.int64)
-        mask, type_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        for row, (tokens, kinds) in enumerate(zip(ids, types, strict=True)):
-            input_ids[row, : len(tokens)], mask[row, : len(tokens)], type_ids[row, : len(tokens)] = tokens, 1, kinds
-        return input_ids, mask, type_ids
 
 
 def check(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from models.checkpoints import Checkpoint
 from models.config import UserError
 from models.policies import Policy
 from models.tasks import Task, TaskData
+from models.training import trained_on
 from quant import artefact
 from quant.engine import cannot_run
 from quant.engines.openvino import OpenVinoSession
@@ -71,7 +72,8 @@ def export(
     _check(folder, checkpoint, task, policy, exits)
     check_fallback(recipe, checkpoint.network)
     started = time.perf_counter()
-    max_seq_length = checkpoint.training["spec"]["train"]["max_seq_length"]
+    spec, seed = trained_on(checkpoint)
+    max_seq_length = spec.train.max_seq_length
     pad_token_id = checkpoint.network.backbone.config.pad_token_id
     fit = None if data is None else data.splits["fit"]
     calibration = calibration_inputs(recipe, fit, checkpoint.tokenizer, max_seq_length, pad_token_id)
@@ -89,6 +91,7 @@ def export(
     description = {
         "schema": artefact.SCHEMA,
         "task": task.name,
+        "trained_on": {"task": task.model_dump(), "seed": seed},
         "labels": None if task.regression else list(task.label_names),
         "policy": policy.kind,
         "dials": {name: float(value) for name, value in policy.dials(np.arange(1)).items()},
@@ -115,9 +118,18 @@ def export(
     return Exported(quantized - started, written - quantized, loaded - written, size, resident)
 
 
-def _check(folder: Path, checkpoint: Checkpoint, task: Task, policy: Policy, exits: Sequence[int]) -> None:
+def check_free(folder: Path) -> None:
+    """Refuse to write over anything but an earlier export.
+
+    Raises:
+        UserError: the folder is in use.
+    """
     if folder.exists() and not (folder / artefact.DESCRIPTION).is_file() and any(folder.iterdir()):
         raise UserError(f"{str(folder)!r} exists and is not an export: give another folder")
+
+
+def _check(folder: Path, checkpoint: Checkpoint, task: Task, policy: Policy, exits: Sequence[int]) -> None:
+    check_free(folder)
     if policy.timing_only:
         raise UserError(f"policy {policy.kind} is for timing only: export one that decides")
     if problem := unfit(policy, exits, checkpoint.network.num_layers, task):

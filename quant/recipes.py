@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,25 +26,40 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-class Float32(Config):
+class RecipeConfig(Config):
+    """What all recipes share.
+
+    Attributes:
+        epsilon: how close to turning a decision must be (logits, nats or probability) for live and replayed exits to
+            differ without it being a fault: kernels round differently at different batch sizes.
+    """
+
+    epsilon: ClassVar[float] = 0.1
+
+
+class Float32(RecipeConfig):
     """Everything in float32."""
+
+    epsilon: ClassVar[float] = 1e-3
 
     kind: Literal["float32"] = "float32"
 
 
-class Bfloat16(Config):
+class Bfloat16(RecipeConfig):
     """Matrix products in bfloat16; policies stay in float32."""
 
     kind: Literal["bfloat16"] = "bfloat16"
 
 
-class Float16(Config):
+class Float16(RecipeConfig):
     """Everything but policies in float16, as GPUs do."""
+
+    epsilon: ClassVar[float] = 1e-2
 
     kind: Literal["float16"] = "float16"
 
 
-class Int8Static(Config):
+class Int8Static(RecipeConfig):
     """Neural Compressor static INT8: symmetric weights, per-tensor activations with observed ranges.
 
     Attributes:
@@ -68,7 +83,7 @@ class Int8Static(Config):
     rest: Literal["float32", "bfloat16"] = "float32"
 
 
-class Int8Native(Config):
+class Int8Native(RecipeConfig):
     """Static INT8 of the whole network by the engine's own quantizer (NNCF, ONNX Runtime's), without exits.
 
     Attributes:
@@ -80,7 +95,7 @@ class Int8Native(Config):
     seed: int = Field(default=42, ge=0)
 
 
-class Int8Dynamic(Config):
+class Int8Dynamic(RecipeConfig):
     """INT8 weights, and activations quantized as they come, by the engine: nothing is calibrated."""
 
     kind: Literal["int8_dynamic"] = "int8_dynamic"

@@ -21,7 +21,7 @@ from tests import suites, tiny
 from tests.fake_runs import record
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ["run", "train", "tune", "depths", "list"]
+COMMANDS = ["run", "train", "tune", "accuracy", "benchmark", "depths", "list"]
 FRESH = suites.TINY["checkpoints"][0]
 
 

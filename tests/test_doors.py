@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-OPTIONS = ["mode", "config", "dataset_location", "checkpoints", "output", "only", "ray", "smoke", "dry-run", "help"]
+OPTIONS = ["mode", "config", "topology", "dataset_location", "checkpoints", "output", "only", "ray", "smoke", "dry-run"]
+OPTIONS += ["input_model", "output_model", "int8", "batch_size", "iters", "help"]
 SCRIPTS = ["setup_env.sh", "run_benchmark.sh", "run_tests.sh", ".ci/run"]
 
 # Notes each `pip install` in $PIP_CALLS and ends it as $PIP_ENDS says, by itself or as if killed; repeats all other
@@ -51,16 +52,20 @@ def test_script_is_executable(script: str):
     assert os.access(ROOT / script, os.X_OK)
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
+def bare_clone(folder: Path) -> Path:
     """A folder with the doors and what they install from, and nothing that they run."""
     for name in ["setup_env.sh", "run_benchmark.sh", "run_tests.sh", "pyproject.toml", "requirements.lock"]:
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-        (tmp_path / name).chmod(0o755)
-    return tmp_path
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+        (folder / name).chmod(0o755)
+    return folder
 
 
-@pytest.mark.parametrize("given", [["--topology=bert"], ["--topology", "bert"], ["suite.yaml"], ["--smoke=yes"]])
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    return bare_clone(tmp_path)
+
+
+@pytest.mark.parametrize("given", [["--tuned=bert"], ["--tuned", "bert"], ["suite.yaml"], ["--smoke=yes"]])
 def test_unknown_parameter(clone: Path, given: list[str]):
     ended = run(clone / "run_benchmark.sh", *given)
     unknown = "yes" if given == ["--smoke=yes"] else given[0]
@@ -208,7 +213,7 @@ def test_wrong_python_is_told(set_up: SetUp):
 def modules_run(set_up: SetUp, script: str, *given: str) -> list[str]:
     """What the script runs after its set-up: module names and arguments, from a folder outside the clone."""
     elsewhere = set_up.clone / "elsewhere"
-    elsewhere.mkdir()
+    elsewhere.mkdir(exist_ok=True)
     (elsewhere / "own.yaml").touch()
     ended = run(set_up.clone / script, *given, cwd=elsewhere, env=set_up.environment)
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -249,14 +254,53 @@ def test_run_benchmark_tunes(set_up: SetUp):
     assert modules_run(set_up, "run_benchmark.sh", *given) == tuned
 
 
+def test_topology_names_a_file_that_comes_with_it(set_up: SetUp):
+    (set_up.clone / "yaml_configs" / "suites").mkdir(parents=True)
+    (set_up.clone / "yaml_configs" / "suites" / "sst2.yaml").touch()
+    dry_run = ["benchmarks", "run", "yaml_configs/suites/sst2.yaml", "--dry-run"]
+    assert modules_run(set_up, "run_benchmark.sh", "--topology=sst2", "--dry-run") == dry_run
+
+
+def test_run_benchmark_tunes_as_lpot_does(set_up: SetUp):
+    (set_up.clone / "yaml_configs" / "tuning").mkdir(parents=True)
+    (set_up.clone / "yaml_configs" / "tuning" / "sst2.yaml").touch()
+    given = ["--mode=tune", "--topology=sst2", "--dataset_location=/glue", "--input_model=.", "--output_model=saved"]
+    here = set_up.clone / "elsewhere"
+    passed = ["--dataset_location", "/glue", "--input_model", f"{here}/.", "--output_model", f"{here}/saved"]
+    tuned = ["benchmarks", "tune", "yaml_configs/tuning/sst2.yaml", *passed]
+    assert modules_run(set_up, "run_benchmark.sh", *given) == tuned
+
+
+@pytest.mark.parametrize("mode", ["accuracy", "benchmark"])
+def test_run_benchmark_measures_one_model_as_lpot_does(set_up: SetUp, mode: str):
+    """The line of LPOT's examples, parameter by parameter."""
+    given = ["--topology=sst2_minilm", "--dataset_location=../glue", "--input_model=.", f"--mode={mode}"]
+    given += ["--batch_size=8", "--iters=20", "--int8=true", "--config=saved_results"]
+    here = set_up.clone / "elsewhere"
+    passed = ["--dataset_location", f"{here}/../glue", "--input_model", f"{here}/."]
+    passed += ["--batch_size", "8", "--iters", "20"]
+    passed += ["--int8", "true", "--config", f"{here}/saved_results", "--topology", "sst2_minilm"]
+    assert modules_run(set_up, "run_benchmark.sh", *given) == ["benchmarks", mode, *passed]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--mode=tunes"], "No such mode: tunes (run or tune)"),
-        (["--mode", "tune", "--dry-run"], "--only, --ray and --dry-run go with --mode run"),
-        (["--mode", "tune", "--only", "x"], "--only, --ray and --dry-run go with --mode run"),
-        (["--mode", "tune", "--ray", "local"], "--only, --ray and --dry-run go with --mode run"),
+        (["--mode=tunes"], "No such mode: tunes (run, tune, accuracy or benchmark)"),
+        (["--mode", "tune", "--dry-run"], "--dry-run does not go with --mode tune"),
+        (["--only", "x", "--mode", "tune"], "--only does not go with --mode tune"),
+        (["--mode", "tune", "--ray", "local"], "--ray does not go with --mode tune"),
+        (["--mode", "tune", "--iters=3"], "--iters does not go with --mode tune"),
+        (["--input_model=."], "--input_model does not go with --mode run"),
+        (["--mode=accuracy", "--input_model=.", "--smoke"], "--smoke does not go with --mode accuracy"),
+        (["--mode=benchmark", "--input_model=.", "--output=o"], "--output does not go with --mode benchmark"),
         (["--mode", "tune"], "No such suite: yaml_configs/tuning/default.yaml"),
+        (["--mode", "tune", "--topology=bert_base_MRPC"], "No such suite: yaml_configs/tuning/bert_base_MRPC.yaml"),
+        (["--topology=bert_base_MRPC", "--config=own.yaml"], "give --config or --topology, not both"),
+        (["--mode=tune", "--input_model=nothing"], "/nothing"),
+        (["--mode=accuracy", "--input_model=nothing"], "No such model: "),
+        (["--mode=accuracy"], "--mode accuracy needs --input_model"),
+        (["--mode=benchmark", "--int8=true"], "--mode benchmark needs --input_model"),
     ],
 )
 def test_modes_are_told_before_the_set_up(clone: Path, given: list[str], said: str):

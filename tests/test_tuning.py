@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -475,18 +475,19 @@ def test_another_tuning_in_the_folder_is_refused(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `checkpoints` and, in `output`, a finished tuning; what it printed is in `printed`."""
+    """With `checkpoints`, a finished tuning in `output`, its winner in `saved_results`, its words in `printed`."""
     folder = tmp_path_factory.mktemp("searched")
-    assert run_tiny(folder, folder / "output", folder / "printed") in (0, 1)
+    saved = ["--output_model", str(folder / "saved_results")]
+    assert run_tiny(folder, folder / "output", folder / "printed", saved) in (0, 1)
     return folder
 
 
-def run_tiny(folder: Path, output: Path, printed: Path, **changes: Any) -> int:
+def run_tiny(folder: Path, output: Path, printed: Path, more: Sequence[str] = ()) -> int:
     objectives = {"multi_objectives": {"objective": ["performance", "footprint"]}}
     few = TINY["tuning"] | {"strategy": {"name": "exhaustive"}, "exit_policy": {"max_trials": 4}} | objectives
     quantization = {"calibration": {"sampling_size": 4}, "model_wise": {}}
-    path = write(folder, **({"tuning": few, "quantization": quantization} | changes))
-    command = ["tune", str(path), "--checkpoints", str(folder / "checkpoints"), "--output", str(output)]
+    path = write(folder, tuning=few, quantization=quantization)
+    command = ["tune", str(path), "--checkpoints", str(folder / "checkpoints"), "--output", str(output), *more]
     with pytest.MonkeyPatch.context() as patch, printed.open("w") as file:
         patch.setattr(runner, "Worker", ThreadWorker)
         patch.setattr("sys.stdout", file)
@@ -534,7 +535,7 @@ def test_winner_can_be_made_again_and_served(searched: Path):
     assert {record.status for record in measured.values()} == {"ok"}
     whole = [record for record in measured.values() if not record.with_exits and record.exits == [2]]
     assert {record.recipe["kind"] for record in whole} == {"float32", "int8_static"}
-    served = EarlyExitModel.load(output / "artefact").predict(["the acting was superb ."])
+    served = EarlyExitModel.load(searched / "saved_results").predict(["the acting was superb ."])
     assert served.exit_layer[0] in winner.exits
 
 

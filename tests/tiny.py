@@ -138,5 +138,6 @@ def checkpoint(folder: Path, family: str = "bert", method: Method | None = None)
     body = backbone(family, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, max_position_embeddings=42)
     made = with_exits(body, method.exits, task().num_labels)
     described = {"task": task().model_dump(), "method": method.model_dump()}
-    save_checkpoint(folder, made, tokenizer, described, {"seed": 0, "data_hash": "0" * 64})
+    spec = described | {"backbone": "minilm", "train": {"max_seq_length": 40}, "seed": 0}
+    save_checkpoint(folder, made, tokenizer, described, {"spec": spec, "data_hash": "0" * 64})
     return made
