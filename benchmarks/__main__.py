@@ -1,4 +1,4 @@
-"""Command line of the harness: `python -m benchmarks run | train | tune | accuracy | benchmark | depths | list`."""
+"""Command line of the harness: `python -m benchmarks run | train | tune | accuracy | benchmark | reference | ...`."""
 
 import argparse
 import os
@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from benchmarks.reference_flags import add_flags
 from models.command import exit_code, quiet
 from models.config import UserError
 
@@ -22,6 +23,7 @@ EPILOG = """examples:
   python -m benchmarks tune yaml_configs/tuning/default.yaml   the fastest within an accuracy floor, searched
   python -m benchmarks accuracy --input_model FOLDER       what one model scores on dev, in LPOT's lines
   python -m benchmarks benchmark --input_model FOLDER --int8 true   how fast it answers, here in INT8
+  python -m benchmarks reference pabee FLAGS               PABEE's own command line; deebert: DeeBERT's
   python -m benchmarks depths                              what leaving at each layer of BERT-base costs
   python -m benchmarks list                                suites, axes and their cases
 
@@ -74,6 +76,10 @@ def parser() -> argparse.ArgumentParser:
         "--output_model", type=Path, metavar="DIR", help="where the winner is exported (default: artefact/ in --output)"
     )
     _add_lpot(commands)
+    reference = commands.add_parser("reference", help="the command lines of PABEE's and DeeBERT's own scripts")
+    scripts = reference.add_subparsers(dest="script", required=True)
+    for script, original in (("pabee", "run_glue_with_pabee.py"), ("deebert", "run_glue_deebert.py")):
+        add_flags(scripts.add_parser(script, help=f"in place of `python {original}`"), script)
     depths = commands.add_parser("depths", help="what leaving at each layer costs (random weights, timing only)")
     depths.add_argument("--family", choices=["bert", "roberta", "albert"], default="bert", help="default: bert")
     depths.add_argument("--layers", type=int, default=12, help="default: %(default)s, BERT-base")
@@ -134,6 +140,10 @@ def _command(options: argparse.Namespace) -> int:
         return _tune(options)
     if options.command in ("accuracy", "benchmark"):
         return _lpot(options)
+    if options.command == "reference":
+        from benchmarks.reference import run
+
+        return run(options, partial(print, flush=True))
     from benchmarks.suite import read_suite
 
     suite = read_suite(options.suite)

@@ -40,7 +40,11 @@ class CheckpointInfo(Config):
 
     Attributes:
         truncates: for the first layers of a larger network, fine-tuned alone: how many layers that network has.
-        train: what its fine-tuning was told, such as epochs; empty in older records.
+        imported: the reference layout it came in (`pabee`, `deebert`): nothing is known of its fine-tuning, and rows of
+            `tune` may have been trained on. None for one that was trained here.
+        seed: of the fine-tuning; None for an imported one, as is `trained_seconds`.
+        train: what its fine-tuning was told, such as epochs; of an imported one max_seq_length alone; empty in older
+            records.
         trained_seconds: what fine-tuning took where it was trained.
         select_scores: of each exit, on `select`.
         select_ece: calibration error of each exit there; empty for regression, and in older records.
@@ -54,9 +58,10 @@ class CheckpointInfo(Config):
     num_layers: int
     truncates: int | None = None
     hash: str
-    seed: int
+    imported: str | None = None
+    seed: int | None
     train: dict[str, Any] = Field(default_factory=dict)
-    trained_seconds: float
+    trained_seconds: float | None
     select_scores: list[float]
     select_ece: list[float] = Field(default_factory=list)
 

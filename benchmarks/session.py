@@ -46,20 +46,23 @@ class Member:
     @property
     def info(self) -> CheckpointInfo:
         config, training = self.checkpoint.config, self.checkpoint.training
-        curve = [entry for entry in list(training["curves"].values())[-1] if "eval_scores" in entry]
+        spec = training["spec"]  # of an imported one, only what is known
+        curves = list(training.get("curves", {}).values())
+        curve = [entry for entry in (curves[-1] if curves else []) if "eval_scores" in entry]
         best = max(curve, key=lambda entry: entry["eval_score"], default={"eval_scores": []})
         return CheckpointInfo(
             name=self.name,
             method=config["method"]["kind"],
             method_options={key: value for key, value in config["method"].items() if key != "kind"},
             family=config["backbone"]["model_type"],
-            backbone=TrainingSpec.model_validate(training["spec"]).start_name,
+            backbone=TrainingSpec.model_validate(spec).start_name,
             num_layers=self.checkpoint.network.num_layers,
             truncates=self.truncates,
             hash=self.checkpoint.hash,
-            seed=training["spec"]["seed"],
-            train=training["spec"]["train"],
-            trained_seconds=training["seconds"],
+            imported=training.get("imported", {}).get("layout"),
+            seed=spec.get("seed"),
+            train=spec["train"],
+            trained_seconds=training.get("seconds"),
             select_scores=best["eval_scores"],
             select_ece=[exit_["ece"] for exit_ in training.get("exits", []) if "ece" in exit_],
         )

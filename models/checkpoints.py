@@ -2,7 +2,7 @@
 
 config.json        the backbone's configuration, the exits, the number of labels, task and method
 model.safetensors  every parameter, once
-training.json      how it came to be: specs, seed, data hash and counts, curves, seconds
+training.json      how it came to be: specs, seed, data hash and counts, curves, seconds; or what it was imported from
 ...                the tokenizer's own files
 """
 

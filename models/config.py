@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -64,6 +64,20 @@ def read_yaml(path: Path, what: str, shipped: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a {what} is a mapping of keys; see {shipped}")
     return raw
+
+
+def parsed(name: str, text: str, union: Any) -> Any:
+    """What an option of a command line holds, written as in a suite.
+
+    Raises:
+        UserError: broken YAML, or no case of the union.
+    """
+    try:
+        return TypeAdapter(union).validate_python(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise UserError(f"{name}: not YAML: {text!r}") from error
+    except ValidationError as error:
+        raise explain(error, name) from error
 
 
 def nearest(value: object, allowed: Iterable[str]) -> str:

@@ -167,8 +167,8 @@ def _task_folder(location: Path, layout: GlueLayout) -> Path:
         if (folder / "train.tsv").is_file():
             return folder
     raise UserError(
-        f"no train.tsv in {location / layout.folder} or {location}; --dataset_location must be the GLUE folder "
-        f"(with {layout.folder} in it) or the {layout.folder} folder itself"
+        f"no train.tsv in {location / layout.folder} or {location}; give the GLUE folder (with {layout.folder} in it) "
+        f"or the {layout.folder} folder itself"
     )
 
 

@@ -70,7 +70,7 @@ def _position(path: Path, names: list[str], column: str) -> int:
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Each line's number and cells. Only a line feed ends a TSV row: texts may hold U+2028 or a carriage return."""
     if not path.is_file():
-        raise UserError(f"data file not found: {path}; check the path or --dataset_location")
+        raise UserError(f"data file not found: {path}; check the path")
     is_csv = path.suffix.lower() == ".csv"
     try:
         with path.open(encoding="utf-8-sig", newline="" if is_csv else "\n") as file:

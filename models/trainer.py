@@ -5,7 +5,7 @@ evaluation from which an interrupted stage goes on.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -24,6 +24,8 @@ from models.network import MultiExitNetwork
 from models.tasks import Task
 
 EVALUATION_BATCH = 64
+# Called after each optimizer step with the steps of the stage so far and the network.
+OnStep = Callable[[int, MultiExitNetwork], None]
 
 
 class _Batches(Dataset):
@@ -185,6 +187,16 @@ def exit_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> list[floa
     ]
 
 
+class _Steps(TrainerCallback):
+    """Tells `on_step` of every step."""
+
+    def __init__(self, on_step: OnStep, network: MultiExitNetwork):
+        self.on_step, self.network = on_step, network
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.on_step(state.global_step, self.network)
+
+
 def run_stage(
     stage: Stage,
     train: StageConfig,
@@ -194,6 +206,7 @@ def run_stage(
     task: Task,
     max_seq_length: int,
     seed: int,
+    on_step: OnStep | None = None,
 ) -> list[dict[str, Any]]:
     """Fine-tune `network` in place and return the curve: step, loss, score and scores per exit at each evaluation."""
     network.requires_grad_(False)
@@ -217,6 +230,8 @@ def run_stage(
         per_exit = exit_scores(task, np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
         return {"score": float(np.mean([per_exit[i] for i in stage.scored])), "scores": per_exit}
 
+    callbacks: list[TrainerCallback] = [EarlyStoppingCallback(early_stopping_patience=train.patience)]
+    callbacks += [] if on_step is None else [_Steps(on_step, network)]
     trainer = StageTrainer(
         train,
         network.backbone,
@@ -226,7 +241,7 @@ def run_stage(
         train_dataset=datasets["fit"],
         eval_dataset=datasets["select"],
         compute_metrics=scores,
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=train.patience)],
+        callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=_last_state(folder))
     kept = ("step", "epoch", "loss", "eval_loss", "eval_score", "eval_scores")

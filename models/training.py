@@ -21,7 +21,7 @@ from models.methods import Method, TrainConfig
 from models.network import MultiExitNetwork
 from models.synthetic import SyntheticTask, vocabulary
 from models.tasks import Task, TaskData
-from models.trainer import all_logits, exit_scores, run_stage
+from models.trainer import OnStep, all_logits, exit_scores, run_stage
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +81,12 @@ def start_network(spec: TrainingSpec) -> tuple[MultiExitNetwork, PreTrainedToken
     return MultiExitNetwork(backbone, exits, task.num_labels), tokenizer
 
 
-def fine_tune(spec: TrainingSpec, data: TaskData, folder: Path) -> Path:
+def fine_tune(spec: TrainingSpec, data: TaskData, folder: Path, on_step: OnStep | None = None) -> Path:
     """Train what `spec` says on `fit`, choosing states on `select`; a finished folder is returned as it is.
 
     Args:
         folder: the checkpoint folder to write. `<folder>.partial` holds the resumable states until it is finished.
+        on_step: called after each optimizer step of each stage.
 
     Raises:
         UserError: when the spec does not fit the task, or the loss is no longer finite.
@@ -112,7 +113,7 @@ def fine_tune(spec: TrainingSpec, data: TaskData, folder: Path) -> Path:
             continue
         log.info("training %s: stage %s on %d rows", folder.name, stage.name, len(rows["fit"]))
         curves[stage.name] = run_stage(
-            stage, train, network, sets, partial / stage.name, task, spec.train.max_seq_length, spec.seed
+            stage, train, network, sets, partial / stage.name, task, spec.train.max_seq_length, spec.seed, on_step
         )
         unfinished = finished.with_suffix(".tmp")
         torch.save({"state": network.state_dict(), "curve": json.dumps(curves[stage.name])}, unfinished)

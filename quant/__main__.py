@@ -4,13 +4,9 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
-
-import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from models.command import exit_code, quiet
-from models.config import UserError, explain
+from models.config import UserError, parsed
 
 EPILOG = """examples:
   python -m quant export checkpoints/sst2-pabee-minilm-1234 served --policy '{kind: entropy, threshold: 0.2}' \\
@@ -78,8 +74,8 @@ def _export(options: argparse.Namespace) -> int:
     from models.policies import Policy
     from quant.recipes import Int8Static, Recipe
 
-    recipe = _parsed("--recipe", options.recipe, Recipe)
-    policy = _parsed("--policy", options.policy, Policy)
+    recipe = parsed("--recipe", options.recipe, Recipe)
+    policy = parsed("--policy", options.policy, Policy)
     from models.checkpoints import load_checkpoint
     from models.training import trained_on
     from quant.export import export
@@ -100,8 +96,8 @@ def _sensitivity(options: argparse.Namespace) -> int:
     from models.policies import Policy
     from quant.recipes import Int8Static, Recipe
 
-    recipe = _parsed("--recipe", options.recipe, Recipe)
-    policy = _parsed("--policy", options.policy, Policy)
+    recipe = parsed("--recipe", options.recipe, Recipe)
+    policy = parsed("--policy", options.policy, Policy)
     if not isinstance(recipe, Int8Static):
         raise UserError(f"--recipe: sensitivity is that of int8_static, found {recipe.kind}")
     if options.rows < 1:
@@ -123,15 +119,6 @@ def _sensitivity(options: argparse.Namespace) -> int:
         f"{found.rows} rows of tune, {options.policy}; changes against floating point. {options.csv}: all exits."
     )
     return 0
-
-
-def _parsed(name: str, text: str, union: Any) -> Any:
-    try:
-        return TypeAdapter(union).validate_python(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise UserError(f"{name}: not YAML: {text!r}") from error
-    except ValidationError as error:
-        raise explain(error, name) from error
 
 
 if __name__ == "__main__":

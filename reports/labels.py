@@ -142,7 +142,7 @@ def model_labels(records: Sequence[RunRecord]) -> dict[str, str]:
     candidates = {}
     for record, info in known:
         label = settings[record.run_id]
-        candidates[record.run_id] = (label, f"{label}, seed {info.seed}")
+        candidates[record.run_id] = (label, f"{label}, {'imported' if info.seed is None else f'seed {info.seed}'}")
         for candidate in candidates[record.run_id]:
             names[record.task, candidate].add(info.name)
     return {

@@ -163,9 +163,17 @@ def _checkpoints(records: list[RunRecord]) -> list[str]:
     known = {record.checkpoint.name: record.checkpoint for record in records if record.checkpoint is not None}
     return [
         f"Checkpoint {info.name}: {info.method}{_options(info.method_options)} on {info.family} ({info.backbone}), "
-        f"{_layers(info)}, fine-tuned in {info.trained_seconds:.0f} s (seed {info.seed})."
+        f"{_layers(info)}, {_origin(info)}."
         for info in known.values()
     ]
+
+
+def _origin(info: CheckpointInfo) -> str:
+    if info.imported is not None:
+        return (
+            f"imported (layout {info.imported}): rows of tune, which choose here, may be among those it was trained on"
+        )
+    return f"fine-tuned in {info.trained_seconds:.0f} s (seed {info.seed})"
 
 
 def _layers(info: CheckpointInfo) -> str:

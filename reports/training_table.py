@@ -77,7 +77,7 @@ def _checkpoints(runs: Runs) -> list[Trained]:
 
 def _rows(seeds: list[Trained], alone: dict[tuple, dict[int, float]]) -> list[Row]:
     """The exits of one setting, of all its seeds."""
-    infos = sorted((checkpoint.info for checkpoint in seeds), key=lambda info: info.seed)
+    infos = sorted((checkpoint.info for checkpoint in seeds), key=lambda info: info.seed or 0)
     task, setting, start, _ = seeds[0]
     own = [dict(enumerate(info.select_scores, start=1)) for info in infos]
     rivals = [alone.get((task, start, info.seed), {}) for info in infos]

@@ -224,7 +224,7 @@ BAD = {
     ),
     "missing checkpoint": Bad("'nothing' has no readable config.json", {"checkpoints": [{"folder": "nothing"}]}),
     "missing data folder": Bad(
-        "no train.tsv in {folder}/nothing/SST-2 or {folder}/nothing; --dataset_location must be the GLUE folder",
+        "no train.tsv in {folder}/nothing/SST-2 or {folder}/nothing; give the GLUE folder",
         {"tasks": ["sst2"]},
         options=("--dataset_location", "{folder}/nothing"),
     ),

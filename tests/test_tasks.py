@@ -185,7 +185,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no folder": (
         "rte",
         lambda folder: folder.rename(folder.parent / "other"),
-        r"no train.tsv in .*RTE.*--dataset_location",
+        r"no train.tsv in .*RTE.*; give the GLUE folder",
     ),
     "no dev file": ("mnli", lambda folder: (folder / "dev_mismatched.tsv").unlink(), r"not found.*dev_mismatched\.tsv"),
     "no column": (
