@@ -25,6 +25,6 @@ if [ $# -eq 0 ]; then
     echo "== pytest"
     # Two processes, each with the tests of a file to itself and one thread: most of the time goes into tracing, not kernels.
     export OMP_NUM_THREADS=1
-    set -- -n 2 --dist loadfile --no-loadscope-reorder
+    set -- -n 2 --dist loadfile --no-loadscope-reorder --durations 30 --durations-min 8
 fi
 exec "$PYTHON" -m pytest "$@"

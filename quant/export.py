@@ -113,7 +113,7 @@ def export(
     size = sum(file.stat().st_size for file in folder.iterdir())
     row = np.zeros((1, max_seq_length), np.int64)
     inputs = {"input_ids": row, "attention_mask": row + 1, "token_type_ids": row}
-    dials = {name: np.float32(value) for name, value in description["dials"].items()}
+    dials = {name: np.asarray(value, np.float32) for name, value in description["dials"].items()}
     resident = resident_bytes(folder / artefact.GRAPH, inputs | dials, description["openvino"])
     return Exported(quantized - started, written - quantized, loaded - written, size, resident)
 
