@@ -69,7 +69,7 @@ def _clock(seconds: np.ndarray) -> list[Doubt]:
     if not (np.isfinite(seconds) & (seconds > 0)).all():
         return [Doubt(True, "clock: a call took no time, or less than none")]
     apart, typical = np.diff(np.unique(seconds)), float(np.median(seconds))
-    tick = float(apart.min(initial=np.inf))
+    tick = min(apart.tolist(), default=np.inf)
     # A few calls lie apart by chance; where the clock ticks, each is a whole number of ticks.
     if TICK * typical < tick < np.inf and np.allclose(seconds / tick, np.round(seconds / tick), rtol=0, atol=0.05):
         return [Doubt(True, f"clock: it ticks every {1000 * tick:.3g} ms, and a call takes {1000 * typical:.3g} ms")]
