@@ -38,7 +38,7 @@ from tests.pages import PAGES, ROOT, code_blocks, name_of
 from tests.test_doors import SetUp, bare_clone, modules_run
 from tests.workers import ThreadWorker
 
-GUIDES = ["concepts", "tuning", "gates", "extending", "serving", "measurement", "migration"]
+GUIDES = ["concepts", "tuning", "gates", "extending", "serving", "measurement", "migration", "differences"]
 # What a reader makes, following a page.
 OWN = {"yaml_configs/gates/mine.yaml", "yaml_configs/suites/mine.yaml", "tests/test_votes.py", "models/jsonl.py"}
 PYTHON = [".venv/bin/python", "-m"]
@@ -76,7 +76,7 @@ def test_files_of_the_pages_parse():
 
 def commands(page: Path) -> list[list[str]]:
     """Every command of ours on a page, in blocks and in the text, without comments."""
-    blocks = "".join(code_blocks(name_of(page), "bash")).splitlines()
+    blocks = "".join(code_blocks(name_of(page), "bash")).replace("\\\n", "").splitlines()
     inline = re.findall(r"`((?:\./run_benchmark\.sh|\.venv/bin/python -m) [^`]+)`", page.read_text())
     found = [shlex.split(line, comments=True) for line in [*blocks, *inline]]
     return [words for words in found if words and (words[0] == "./run_benchmark.sh" or words[:2] == PYTHON)]
