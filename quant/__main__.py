@@ -50,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("folder", type=Path, help="where to write")
     export.add_argument("--policy", required=True, help="as in a suite, such as '{kind: entropy, threshold: 0.2}'")
     export.add_argument("--exits", type=int, nargs="+", help="the exits to keep (default: all)")
+    export.add_argument(
+        "--text", action="store_true", help="write the tokenizer as an OpenVINO graph, too, so that texts may go in"
+    )
     sensitivity.add_argument("--rows", type=int, default=512, help="rows to compare on (default: %(default)s)")
     sensitivity.add_argument(
         "--policy", default="{kind: entropy, threshold: 0.2}", help="what leaves where (default: %(default)s)"
@@ -82,9 +85,9 @@ def _export(options: argparse.Namespace) -> int:
 
     checkpoint = load_checkpoint(options.checkpoint)
     spec, seed = trained_on(checkpoint)
-    data = spec.task.load(options.dataset_location, seed) if isinstance(recipe, Int8Static) else None
+    data = spec.task.load(options.dataset_location, seed) if options.text or isinstance(recipe, Int8Static) else None
     exits = options.exits or list(range(1, checkpoint.network.num_layers + 1))
-    took = export(options.folder, checkpoint, spec.task, data, recipe, policy, exits)
+    took = export(options.folder, checkpoint, spec.task, data, recipe, policy, exits, options.text)
     print(
         f"{options.folder}: {took.served}; quantized and converted in {took.quantize_s:.1f} s, "
         f"written in {took.write_s:.1f} s"

@@ -4,6 +4,7 @@ This file stands alone, and a copy of it lies in every exported folder:
 
     model.xml, model.bin   token ids and dials in; scores, label and exit layer out; any batch size and length
     tokenizer.json         how texts become token ids
+    tokenizer.xml, .bin    on request, the same as OpenVINO operations
     artefact.json          what the model is, its dials, and the hash of every file
     artefact.py            this file
 
@@ -26,6 +27,8 @@ import openvino as ov
 from tokenizers import Tokenizer
 
 SCHEMA = "exitbench/artefact/1"
+# Written on request: the tokenizer as a graph of its own, for `openvino_tokenizers`.
+TEXT_GRAPH, TEXT_WEIGHTS = "tokenizer.xml", "tokenizer.bin"
 DESCRIPTION, GRAPH, WEIGHTS, TOKENIZER, LOADER = (
     "artefact.json",
     "model.xml",

@@ -23,6 +23,7 @@ from quant.footprint import resident_bytes
 from quant.graph import serving_model
 from quant.programs import unfit
 from quant.recipes import Recipe, apply_recipe, calibration_inputs, check_fallback
+from quant.texts import text_model
 
 SERVED_OPTIONS = ("INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
 TOOLCHAIN = ("openvino", "torch", "transformers", "neural-compressor-pt")
@@ -52,6 +53,7 @@ def export(
     recipe: Recipe,
     policy: Policy,
     exits: Sequence[int],
+    text: bool = False,
 ) -> Exported:
     """Write an artefact.
 
@@ -59,13 +61,15 @@ def export(
         folder: where to; it must not exist, or be an earlier export.
         checkpoint: the trained network.
         task: what it was trained on.
-        data: the task's rows, which INT8 recipes calibrate on; None where the recipe needs none.
+        data: the task's rows, which INT8 recipes calibrate on and `text` is checked on; None where neither needs any.
         recipe: the numbers.
         policy: its kind is compiled in, its dials become the defaults.
         exits: the kept exits, ascending; the last one answers all rows left.
+        text: whether to write the tokenizer as a graph, too, so that servers may pass strings (`quant/texts.py`).
 
     Raises:
-        UserError: a folder in use, a policy that does not fit the task, or exits that do not fit the network.
+        UserError: a folder in use, a policy that does not fit the task, exits that do not fit the network, or a
+            tokenizer that OpenVINO has no operations for.
     """
     if problem := cannot_run(recipe.kind, "openvino", with_exits=True):
         raise UserError(problem)
@@ -79,6 +83,8 @@ def export(
     calibration = calibration_inputs(recipe, fit, checkpoint.tokenizer, max_seq_length, pad_token_id)
     session = OpenVinoSession(apply_recipe(recipe, checkpoint.network, calibration), threads=0)
     model = serving_model(session.segments, policy, exits)
+    assert fit is not None or not text, "what OpenVINO tokenizes is compared on the task's rows"
+    tokenize = text_model(checkpoint.tokenizer, max_seq_length, pad_token_id, fit) if text and fit else None
     quantized = time.perf_counter()
 
     if folder.exists():
@@ -87,7 +93,10 @@ def export(
     ov.save_model(model, folder / artefact.GRAPH, compress_to_fp16=False)
     checkpoint.tokenizer.backend_tokenizer.save(str(folder / artefact.TOKENIZER))
     shutil.copy(artefact.__file__, folder / artefact.LOADER)
-    names = (artefact.GRAPH, artefact.WEIGHTS, artefact.TOKENIZER, artefact.LOADER)
+    names = [artefact.GRAPH, artefact.WEIGHTS, artefact.TOKENIZER, artefact.LOADER]
+    if tokenize is not None:
+        ov.save_model(tokenize, folder / artefact.TEXT_GRAPH)
+        names += [artefact.TEXT_GRAPH, artefact.TEXT_WEIGHTS]
     description = {
         "schema": artefact.SCHEMA,
         "task": task.name,

@@ -135,8 +135,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny network, exported; at this threshold some rows leave early and some do not."""
     folder = tmp_path_factory.mktemp("served")
     tiny.checkpoint(folder / "checkpoint")
-    given = load_checkpoint(folder / "checkpoint"), tiny.task(), None, Float32(), Entropy(threshold=0.6), [1, 2, 3, 4]
-    export(folder / "served", *given)
+    data = tiny.task().load(None, seed=0)
+    given = load_checkpoint(folder / "checkpoint"), tiny.task(), data, Float32(), Entropy(threshold=0.6), [1, 2, 3, 4]
+    export(folder / "served", *given, text=True)
     return folder / "served"
 
 
@@ -148,7 +149,7 @@ def with_loader(served: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
 def test_serving_examples_run(page: str, served: Path, with_loader: dict[str, str]):
-    (example,) = code_blocks(page, "python")
+    example, *_ = code_blocks(page, "python")
     command, where = [sys.executable, "-c", example], {"cwd": served.parent, "env": with_loader}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **where)
     assert (done.returncode, done.stderr) == (0, "")
@@ -159,6 +160,14 @@ def test_serving_examples_run(page: str, served: Path, with_loader: dict[str, st
     assert len(answers) == 2
     assert all(re.fullmatch(rf"(?:{names}) \([01]\.\d\d\), layer [1-4]: .*", line) for line in answers)
     assert re.fullmatch(r"threshold 0\.6 -> 0: layers \[\d, \d\] -> \[4, 4\]", dials)
+
+
+def test_strings_go_into_the_graph(served: Path):
+    _, example = code_blocks("docs/serving.md", "python")
+    command = [sys.executable, "-c", example]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=served.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"\[[1-4]\]", done.stdout.strip())
 
 
 @pytest.fixture
