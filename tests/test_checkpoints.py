@@ -44,7 +44,7 @@ def test_saved_and_loaded(family: str, method: Method, tmp_path: Path):
     assert (tiny.all_logits(found.network, inputs) == tiny.all_logits(made, inputs)).all()
     assert not found.network.training
     assert found.config["method"] == method.model_dump()
-    assert found.training["seed"] == 0
+    assert found.training["spec"]["seed"] == 0
     assert len(found.hash) == 64
     text = "the plot was never dull ."
     assert found.tokenizer(text)["input_ids"] == word_tokenizer(vocabulary(), 40)(text)["input_ids"]
