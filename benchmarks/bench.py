@@ -39,6 +39,7 @@ class WorkerBench:
         self.rows = np.resize(drawn, (performance.warmup + performance.iteration) * size).tolist()
         self.workers: Workers = {}
         self.anchor_built: Built | None = None
+        self.anchor_held: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -68,15 +69,18 @@ class WorkerBench:
             for side in (0, 1) if turn % 2 else (1, 0):
                 of_instances = self._call(sides[side], "time_block", side, first, last)
                 seconds[side] += itertools.chain(*of_instances) if first >= warmup else []
-        held = [self._call(sides[n], "footprint", n, instances=1)[0] for n in (0, 1)] if self.footprint else [None] * 2
+        held = None
+        if self.footprint:
+            self.anchor_held = self.anchor_held or self._call(self.anchor, "footprint", 0, instances=1)[0]
+            held = self._call(run, "footprint", 1, instances=1)[0]
         self._call(run, "forget_run", 1)
         return Timing(
             seconds=seconds[1],
             anchor_seconds=seconds[0],
             size_bytes=built.size_bytes,
             anchor_size_bytes=anchor.size_bytes,
-            footprint_bytes=held[1],
-            anchor_footprint_bytes=held[0],
+            footprint_bytes=held,
+            anchor_footprint_bytes=self.anchor_held,
         )
 
     def _call(self, run: RunSpec, request: str, *arguments: Any, instances: int | None = None) -> list[Any]:

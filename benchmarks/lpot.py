@@ -15,7 +15,6 @@ from pydantic import TypeAdapter
 
 import benchmarks.suite as suites
 import benchmarks.tuning as tunings
-from benchmarks.runner import predictions_of
 from models.checkpoints import is_checkpoint, load_checkpoint
 from models.config import UserError
 from models.encoding import collate, encode
@@ -28,8 +27,8 @@ from quant.recipes import Float32, Int8Static, apply_recipe, calibration_inputs
 
 # What a checkpoint is quantized to; the default of `python -m quant export`, too.
 INT8 = Int8Static(observer="kl")
-# Calls before those that count; the default of a tuning, too.
-WARM_UP = 10
+# Calls before those that count: a tuning's default.
+WARM_UP = tunings.Performance().warmup
 
 
 class Model(NamedTuple):
@@ -76,7 +75,7 @@ def accuracy(model: Model, options: argparse.Namespace) -> list[str]:
     answers = np.concatenate([model.run(model.inputs(rows[first : first + size])) for first in rows[::size]])
     check_finite(answers)
     metric = model.task.headline_metric
-    score = model.task.metrics(model.dev.labels, predictions_of(model.task, answers))[metric]
+    score = model.task.metrics(model.dev.labels, model.task.predictions(answers))[metric]
     return [
         f"{model.name}; {metric} over {len(rows)} rows of dev",
         f"Accuracy: {score:.5f}",

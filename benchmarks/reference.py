@@ -139,8 +139,7 @@ def _off_ramp(imported: Imported, inputs: Inputs) -> np.ndarray:
 
 def _scores(task: Task, rows: Rows, logits: np.ndarray, split: str) -> dict[str, float]:
     """Scores by the references' names, the means they add to pairs among them."""
-    predictions = logits[:, 0] if task.regression else logits.argmax(-1)
-    scores = {NAMES[name]: score for name, score in task.metrics(rows.labels, predictions).items()}
+    scores = {NAMES[name]: score for name, score in task.metrics(rows.labels, task.predictions(logits)).items()}
     if task.kind == "mnli":
         return {"mnli-mm/acc" if split == "dev_mismatched" else "mnli/acc": scores["acc"]}
     for mean, pair in (("acc_and_f1", ("acc", "f1")), ("corr", ("pearson", "spearmanr"))):

@@ -7,9 +7,12 @@ differs from them is in docs/differences.md.
 import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.config import UserError
-from models.tasks import BaseTask
+
+if TYPE_CHECKING:  # every command's parser reads these flags, and only a run needs numpy
+    from models.data import BaseTask
 
 SWITCHES = {
     "do_train": "fine-tune, and write the model to --output_dir",
@@ -123,7 +126,7 @@ def check_flags(options: argparse.Namespace) -> list[str]:
     return [f"--{name} is not read: {instead}" for name, instead in NOT_READ.items() if getattr(options, name)]
 
 
-def check_task(options: argparse.Namespace, task: BaseTask) -> None:
+def check_task(options: argparse.Namespace, task: "BaseTask") -> None:
     """Refuse exits that a regression cannot take."""
     if not task.regression:
         return

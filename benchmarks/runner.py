@@ -42,7 +42,6 @@ from models.config import UserError
 from models.cpu import processors
 from models.encoding import Encoded, encode
 from models.policies import Replayed, replay
-from models.tasks import Task
 from quant.recipes import calibration_inputs
 
 
@@ -277,11 +276,6 @@ def replay_run(run: RunSpec, logits: np.ndarray, exits: Sequence[int]) -> Replay
     return replay(run.policy, logits[[exits.index(layer) for layer in deciding]], deciding)
 
 
-def predictions_of(task: Task, logits: np.ndarray) -> np.ndarray:
-    """Class ids, or values for regression, from answered logits [N, C]."""
-    return logits[:, 0] if task.regression else logits.argmax(-1)
-
-
 def _replay_and_build(
     session: Session,
     run: _Measured,
@@ -303,7 +297,7 @@ def _replay_and_build(
         return
     for split, answer in replayed.items():
         rows = session.data.splits[split]
-        predictions = predictions_of(session.task, answer.logits)
+        predictions = session.task.predictions(answer.logits)
         if not spec.policy.timing_only:
             run.scores[split] = session.task.metrics(rows.labels, predictions)
         run.exit_counts[split] = np.bincount(answer.exit_layer, minlength=layers + 1)[1:].tolist()

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from benchmarks.environment import environment, toolchain
 from benchmarks.records import Timing, TrialRecord, append_record, read_trials
-from benchmarks.runner import predictions_of, replay_run
+from benchmarks.runner import replay_run
 from benchmarks.session import Say
 from benchmarks.strategies import Choice, Space, Tried, following
 from benchmarks.suite import RunSpec
@@ -265,7 +265,7 @@ def best_dial(candidates: list[Candidate], floor: float, tuning: Tuning) -> Cand
 
 def _replayed(tuning: Tuning, run: RunSpec, logits: np.ndarray, labels: np.ndarray) -> Candidate:
     answer, task = replay_run(run, logits, range(1, len(logits) + 1)), tuning.model.task
-    score = task.metrics(labels, predictions_of(task, answer.logits))[tuning.metric]
+    score = task.metrics(labels, task.predictions(answer.logits))[tuning.metric]
     return Candidate(run, score, np.bincount(answer.exit_layer, minlength=len(logits) + 1)[1:].tolist())
 
 

@@ -102,6 +102,10 @@ class BaseTask(Config):
         """The one metric that floors and objectives read."""
         return self.metric_names[0]
 
+    def predictions(self, logits: np.ndarray) -> np.ndarray:
+        """Class ids, or values for regression, [N] from answered logits [N, C]."""
+        return logits[:, 0] if self.regression else logits.argmax(-1)
+
     def metrics(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
         """Scores in [-1, 1] of `predictions` [N] (class ids, or values for regression) against `labels` [N]."""
         return {name: METRICS[name](labels, predictions) for name in self.metric_names}

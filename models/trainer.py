@@ -181,10 +181,7 @@ def training_arguments(folder: Path, train: StageConfig, rows: int, seed: int, g
 
 def exit_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> list[float]:
     """The headline score of every exit from logits [N, L, C]."""
-    return [
-        task.metrics(labels, x[:, 0] if task.regression else x.argmax(-1))[task.headline_metric]
-        for x in logits.transpose(1, 0, 2)
-    ]
+    return [task.metrics(labels, task.predictions(x))[task.headline_metric] for x in logits.transpose(1, 0, 2)]
 
 
 class _Steps(TrainerCallback):

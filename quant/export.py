@@ -84,7 +84,7 @@ def export(
     session = OpenVinoSession(apply_recipe(recipe, checkpoint.network, calibration), threads=0)
     model = serving_model(session.segments, policy, exits)
     assert fit is not None or not text, "what OpenVINO tokenizes is compared on the task's rows"
-    tokenize = text_model(checkpoint.tokenizer, max_seq_length, pad_token_id, fit) if text and fit else None
+    tokenize = text_model(checkpoint.tokenizer, max_seq_length, pad_token_id, fit) if text and fit is not None else None
     quantized = time.perf_counter()
 
     if folder.exists():

@@ -138,8 +138,7 @@ class _Comparison:
 
     def score(self, logits: np.ndarray) -> float:
         """The headline metric of logits [N, C]."""
-        predictions = logits[:, 0] if self.task.regression else logits.argmax(-1)
-        return self.task.metrics(self.labels, predictions)[self.task.headline_metric]
+        return self.task.metrics(self.labels, self.task.predictions(logits))[self.task.headline_metric]
 
     def policy_of(self, segment: str, logits: np.ndarray) -> Moved:
         before, after = (replay(self.policy, recorded, self.exits) for recorded in (self.plain, logits))

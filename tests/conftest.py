@@ -1,15 +1,18 @@
-"""Shared by all tests: the real GLUE folder, and an account of skipped tests.
+"""Shared by all tests: the real GLUE folder, commands, and an account of skipped tests.
 
 A suite that skips what it was meant to run is green for the wrong reason. With `EXITBENCH_ALLOWED_SKIPS` set to reasons
 separated by `;` (or to nothing at all), a skip whose reason contains none of them fails the run.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import quant  # noqa: F401  (before any test imports openvino: it turns the telemetry off)
+from benchmarks.__main__ import main
+from tests.commands import Said
 
 # They train and run toy networks for minutes.
 LONGEST = ("test_shipped_suites.py", "test_shipped_tunings.py", "test_sensitivity.py", "test_runner.py")
@@ -25,6 +28,18 @@ def glue_folder() -> Path:
     if not folder.is_dir():
         pytest.fail(f"EXITBENCH_GLUE is not a folder: {folder}", pytrace=False)
     return folder
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Run a command of `python -m benchmarks` in this process."""
+
+    def run(*arguments: str | Path) -> Said:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Said(code, *capfd.readouterr())
+
+    return run
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.__main__ import main, parser
 from benchmarks.records import append_record, read_records
 from tests import suites, tiny
+from tests.commands import Said
 from tests.fake_runs import record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,26 +33,6 @@ def _as_a_user(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     yield
     logging.disable(logging.NOTSET)
-
-
-class Said(NamedTuple):
-    """What a command ended with."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """Run a command in this process."""
-
-    def run(*arguments: str | Path) -> Said:
-        capfd.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return Said(code, *capfd.readouterr())
-
-    return run
 
 
 def python(*arguments: str | Path) -> Said:

@@ -22,6 +22,7 @@ from models.policies import Entropy
 from quant import artefact
 from quant.export import export
 from tests import suites, tiny
+from tests.commands import Said
 from tests.workers import ThreadWorker
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,14 +30,6 @@ POLICY, EXITS = Entropy(threshold=0.5), [1, 2, 3, 4]
 FIGURE = r"(\d+\.\d{3})"
 # The recipe of the modes, calibrated in less time.
 INT8 = lpot.INT8.model_copy(update={"calibration_rows": 8})
-
-
-class Said(NamedTuple):
-    """What a command ended with."""
-
-    code: int
-    out: str
-    err: str
 
 
 class Measured(NamedTuple):
@@ -53,18 +46,6 @@ def _as_a_user(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(lpot, "INT8", INT8)
     yield
     logging.disable(logging.NOTSET)
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """Run a command in this process."""
-
-    def run(*arguments: str | Path) -> Said:
-        capfd.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return Said(code, *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

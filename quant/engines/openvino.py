@@ -1,8 +1,8 @@
 """Engine `openvino`: OpenVINO's CPU kernels, with the exits inside one compiled graph."""
 
 import tempfile
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -45,10 +45,8 @@ class OpenVinoSession:
 
     def compile(self, model: ov.Model) -> tuple[ov.CompiledModel, int]:
         """Save as IR, load it back and compile that: what is measured is what would be deployed."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "program.xml"
-            ov.save_model(model, path, compress_to_fp16=False)
-            size = sum(file.stat().st_size for file in Path(folder).iterdir())
+        with _saved(model) as path:
+            size = sum(file.stat().st_size for file in path.parent.iterdir())
             return self.core.compile_model(str(path), "CPU", self.options), size
 
     def precision(self, compiled: ov.CompiledModel) -> str:
@@ -87,9 +85,7 @@ class OpenVinoSession:
     def footprint(self, policy: Policy | None, exits: Sequence[int], inputs: Inputs) -> int:
         """Resident bytes of serving one graph: with the exits inside, or, without a policy, the network to the last."""
         model = self.network(exits[-1:]) if policy is None else exit_model(self.segments, policy, exits)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "program.xml"
-            ov.save_model(model, path, compress_to_fp16=False)
+        with _saved(model) as path:
             return resident_bytes(path, inputs, self.options)
 
     def with_exits(self, policy: Policy, exits: Sequence[int]) -> Program:
@@ -188,6 +184,15 @@ class OpenVinoSteps:
 
     def take(self, array: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return array[rows]
+
+
+@contextmanager
+def _saved(model: ov.Model) -> Iterator[Path]:
+    """The model as IR, alone in a folder that lasts as long as the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "program.xml"
+        ov.save_model(model, path, compress_to_fp16=False)
+        yield path
 
 
 def convert(segments: Segments) -> OpenVinoSegments:
