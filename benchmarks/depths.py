@@ -20,7 +20,7 @@ from benchmarks.statistics import Interval, ratio_interval
 from models.network import ExitsConfig, MultiExitNetwork
 from models.policies import Imposed
 from quant.engines.openvino import OpenVinoSession
-from quant.graph import step_model
+from quant.openvino_graph import step_model
 from quant.programs import Inputs
 from quant.recipes import Recipe, apply_recipe
 

@@ -61,7 +61,8 @@ def expand(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> list[R
             kept = (policy.layer or num_layers,)
         else:
             kept = tuple(range(1, num_layers + 1)) if exits == "all" else tuple(exits)
-        problem = cannot_run(recipe.kind, engine.kind, exits != "none") or _beyond(policy, num_layers) or shape.unfit()
+        problem = cannot_run(recipe.kind, engine.kind, exits != "none", shape.batch_size)
+        problem = problem or _beyond(policy, num_layers) or shape.unfit()
         if _skipped(suite, problem or unfit(policy, kept, num_layers, task)):
             continue
         run = RunSpec(task, checkpoint, recipe, engine, exits != "none", kept, policy, shape)
@@ -86,8 +87,11 @@ def left_out(suite: Suite) -> list[str]:
     """Why recipes, engines or shapes of a suite are not measured here, where it skips those."""
     if suite.on_unsupported == "error":
         return []
-    products = itertools.product(suite.recipes, suite.engines, suite.exits)
-    reasons = [cannot_run(recipe.kind, engine.kind, exits != "none") for recipe, engine, exits in products]
+    products = itertools.product(suite.recipes, suite.engines, suite.exits, suite.shapes)
+    reasons = [
+        cannot_run(recipe.kind, engine.kind, exits != "none", shape.batch_size)
+        for recipe, engine, exits, shape in products
+    ]
     reasons += [shape.unfit() for shape in suite.shapes]
     return list(dict.fromkeys(reason for reason in reasons if reason))
 

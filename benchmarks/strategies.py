@@ -21,7 +21,6 @@ from benchmarks.suite import RunSpec
 from benchmarks.tuning import Tuning
 from models.config import UserError
 from models.policies import Fixed, Policy
-from quant.engine import OpenVino
 from quant.programs import unfit
 from quant.recipes import Recipe
 
@@ -97,13 +96,13 @@ class Space:
 
     def whole(self, checkpoint: str, recipe: Recipe) -> RunSpec:
         """A whole checkpoint without exits."""
-        given = self.tuning.model.task, checkpoint, recipe, OpenVino()
+        given = self.tuning.model.task, checkpoint, recipe, self.tuning.engine
         return RunSpec(*given, False, (self.depths[checkpoint],), Fixed(), self.tuning.shape)
 
     def candidates(self, choice: Choice) -> list[RunSpec]:
         """Every dial of a point."""
         network, recipe = self.networks[choice[0]], self.recipe(choice)
-        given = self.tuning.model.task, network.checkpoint, recipe, OpenVino()
+        given = self.tuning.model.task, network.checkpoint, recipe, self.tuning.engine
         if network.policies:
             return [RunSpec(*given, True, network.exits, policy, self.tuning.shape) for policy in network.policies]
         whole = network.exits[-1]

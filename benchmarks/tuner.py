@@ -24,7 +24,6 @@ from benchmarks.tuning import Objective, Tuning
 from benchmarks.worker import WorkerError
 from models.config import UserError
 from models.policies import Policy
-from quant.engine import OpenVino
 from quant.recipes import Float32, Recipe
 
 # Calls of each side in turn: short enough that both see the same machine.
@@ -151,7 +150,7 @@ def spec_of(tuning: Tuning, trial: TrialRecord) -> RunSpec:
     """The run of a trial."""
     recipe: Recipe = TypeAdapter(Recipe).validate_python(trial.recipe)
     policy: Policy = TypeAdapter(Policy).validate_python(trial.policy)
-    given = tuning.model.task, trial.checkpoint, recipe, OpenVino()
+    given = tuning.model.task, trial.checkpoint, recipe, tuning.engine
     return RunSpec(*given, trial.with_exits, tuple(trial.exits), policy, tuning.shape)
 
 

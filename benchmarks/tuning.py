@@ -28,7 +28,7 @@ from models.config import Config, unknown
 from models.data import MetricName
 from models.policies import Fixed, Policy
 from models.tasks import Task
-from quant.engine import Engine, OpenVino
+from quant.engine import SERVING, Engine, ServingEngine, cannot_run
 from quant.recipes import Recipe
 
 SHIPPED = Path("yaml_configs/tuning")
@@ -42,11 +42,12 @@ class ModelSection(Config):
     """What is tuned.
 
     Attributes:
+        framework: the engine that runs every candidate, and serves the winner.
         checkpoints: as in a suite, all of one tokenizer; `fewer_layers` join the truncated networks.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    framework: Literal["openvino"] = "openvino"
+    framework: Literal["openvino", "onnxruntime"] = "openvino"
     task: Task
     checkpoints: Checkpoints
 
@@ -227,6 +228,14 @@ class Tuning(Config):
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
+    def _runs(self) -> Self:
+        recipe, size = self.quantization.most_fallbacks().kind, self.shape.batch_size
+        exits = bool(self.early_exit.policies)
+        if problem := cannot_run(recipe, self.model.framework, with_exits=exits, batch_size=size):
+            raise ValueError(f"model.framework: {problem}")
+        return self
+
+    @model_validator(mode="after")
     def _metric_of_the_task(self) -> Self:
         if self.metric not in self.model.task.metric_names:
             text = unknown("metric", self.metric, self.model.task.metric_names)
@@ -237,6 +246,11 @@ class Tuning(Config):
     def metric(self) -> MetricName:
         """What the criterion reads."""
         return self.evaluation.accuracy.metric or self.model.task.headline_metric
+
+    @property
+    def engine(self) -> ServingEngine:
+        """What runs every candidate."""
+        return SERVING[self.model.framework]
 
     @property
     def shape(self) -> Shape:
@@ -262,7 +276,7 @@ class Tuning(Config):
             tasks=[self.model.task],
             checkpoints=checkpoints,
             recipes=recipes,
-            engines=[OpenVino()],
+            engines=[self.engine],
             exits=exits,
             policies=policies,
             shapes=[self.shape],

@@ -36,8 +36,8 @@ def run_tuning(
     check_free(artefact)
     if problem := tuning.shape.unfit():
         raise UserError(f"evaluation.performance.configs: {problem}; ask for fewer")
-    for peer in tuning.evaluation.peers:
-        peer.engine.check()
+    for engine in (tuning.engine, *(peer.engine for peer in tuning.evaluation.peers)):
+        engine.check()
     session, specs = _load(tuning, location, checkpoints, output, smoke)
     space = space_of(tuning, list(session.members.values()))
     hashes = [member.checkpoint.hash for member in session.members.values()]
@@ -61,7 +61,9 @@ def run_tuning(
         say(line)
     policy = Fixed(layer=winner.exits[-1]) if isinstance(winner.policy, Fixed) else winner.policy
     checkpoint = session.members[winner.checkpoint].checkpoint
-    took = export(artefact, checkpoint, session.task, session.data, winner.recipe, policy, winner.exits)
+    took = export(
+        artefact, checkpoint, session.task, session.data, winner.recipe, policy, winner.exits, engine=tuning.engine
+    )
     say(f"artefact: {artefact}: {took.served}")
     say(f"suite: {output / SUITE}, trials: {output / 'trials.jsonl'}, records on dev: {final.output}")
     return 0 if outcome.passed and not any(record.case == winner.case for record in failed) else 1

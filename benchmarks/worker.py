@@ -25,8 +25,7 @@ from models.config import UserError, first_line
 from models.encoding import Encoded, collate
 from models.network import MultiExitNetwork
 from quant.engine import Engine
-from quant.engines.openvino import OpenVinoSession
-from quant.programs import EngineSession, ExitOutput, Inputs, Program
+from quant.programs import EngineSession, ExitOutput, Inputs, Program, Servable
 from quant.recipes import Int8Static, Recipe, apply_recipe, fallen_back
 
 # Warm-up passes over the timed rows: until two agree this well, at most so many.
@@ -197,9 +196,9 @@ class _Service:
         return seconds
 
     def footprint(self, number: int) -> int:
-        """Resident bytes that the program of a run adds to a process that serves it on OpenVINO."""
+        """Resident bytes that the program of a run adds to a process that serves it."""
         run, session = self.runs[number], self.session
-        if not isinstance(session, OpenVinoSession):
+        if not isinstance(session, Servable):
             raise UserError(f"engine {self.spec.engine.kind} does not say what a program holds in memory")
         inputs, dials = run.batches[0]
         if run.spec.with_exits:

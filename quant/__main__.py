@@ -49,6 +49,12 @@ def parser() -> argparse.ArgumentParser:
         )
     export.add_argument("folder", type=Path, help="where to write")
     export.add_argument("--policy", required=True, help="as in a suite, such as '{kind: entropy, threshold: 0.2}'")
+    export.add_argument(
+        "--engine",
+        choices=("openvino", "onnxruntime"),
+        default="openvino",
+        help="what is to serve it; onnxruntime takes --recipe float32 or int8_dynamic (default: %(default)s)",
+    )
     export.add_argument("--exits", type=int, nargs="+", help="the exits to keep (default: all)")
     export.add_argument(
         "--text", action="store_true", help="write the tokenizer as an OpenVINO graph, too, so that texts may go in"
@@ -81,13 +87,15 @@ def _export(options: argparse.Namespace) -> int:
     policy = parsed("--policy", options.policy, Policy)
     from models.checkpoints import load_checkpoint
     from models.training import trained_on
+    from quant.engine import SERVING
     from quant.export import export
 
     checkpoint = load_checkpoint(options.checkpoint)
     spec, seed = trained_on(checkpoint)
     data = spec.task.load(options.dataset_location, seed) if options.text or isinstance(recipe, Int8Static) else None
     exits = options.exits or list(range(1, checkpoint.network.num_layers + 1))
-    took = export(options.folder, checkpoint, spec.task, data, recipe, policy, exits, options.text)
+    given = checkpoint, spec.task, data, recipe, policy, exits, options.text
+    took = export(options.folder, *given, engine=SERVING[options.engine])
     print(
         f"{options.folder}: {took.served}; quantized and converted in {took.quantize_s:.1f} s, "
         f"written in {took.write_s:.1f} s"

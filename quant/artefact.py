@@ -1,14 +1,15 @@
-"""An exported early-exit model: one OpenVINO graph with its exits inside, served without PyTorch or ExitBench.
+"""An exported early-exit model: one graph with its exits inside, served without PyTorch or ExitBench.
 
 This file stands alone, and a copy of it lies in every exported folder:
 
-    model.xml, model.bin   token ids and dials in; scores, label and exit layer out; any batch size and length
+    model.xml, model.bin   OpenVINO's graph: token ids and dials in; scores, label and exit layer out; any batch size
+    model.onnx             or ONNX Runtime's, with the same inputs and outputs
     tokenizer.json         how texts become token ids
     tokenizer.xml, .bin    on request, the same as OpenVINO operations
     artefact.json          what the model is, its dials, and the hash of every file
     artefact.py            this file
 
-It needs numpy, openvino and tokenizers:
+It needs numpy, tokenizers, and openvino or onnxruntime:
 
     from artefact import EarlyExitModel
     model = EarlyExitModel.load("folder")
@@ -18,25 +19,21 @@ It needs numpy, openvino and tokenizers:
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import openvino as ov
 from tokenizers import Tokenizer
 
 SCHEMA = "exitbench/artefact/1"
 # Written on request: the tokenizer as a graph of its own, for `openvino_tokenizers`.
 TEXT_GRAPH, TEXT_WEIGHTS = "tokenizer.xml", "tokenizer.bin"
-DESCRIPTION, GRAPH, WEIGHTS, TOKENIZER, LOADER = (
-    "artefact.json",
-    "model.xml",
-    "model.bin",
-    "tokenizer.json",
-    "artefact.py",
-)
+GRAPH, WEIGHTS, ONNX_GRAPH = "model.xml", "model.bin", "model.onnx"
+DESCRIPTION, TOKENIZER, LOADER = "artefact.json", "tokenizer.json", "artefact.py"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# A compiled graph: input arrays by name -> output arrays by name; any number of threads may call it at once.
+Graph = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 class ArtefactError(Exception):
@@ -58,11 +55,10 @@ class Prediction(NamedTuple):
 
 
 class EarlyExitModel:
-    """A loaded artefact. Any number of threads may call it at once: each has an inference request of its own."""
+    """A loaded artefact. Any number of threads may call it at once."""
 
-    def __init__(self, compiled: ov.CompiledModel, tokenizer: Tokenizer, description: dict[str, Any]):
-        self.compiled, self.tokenizer, self.description = compiled, tokenizer, description
-        self._requests = threading.local()
+    def __init__(self, graph: Graph, tokenizer: Tokenizer, description: dict[str, Any]):
+        self.graph, self.tokenizer, self.description = graph, tokenizer, description
 
     @classmethod
     def load(cls, folder: str | Path, threads: int | None = None) -> "EarlyExitModel":
@@ -70,21 +66,18 @@ class EarlyExitModel:
 
         Args:
             folder: what `python -m quant export` wrote.
-            threads: of the CPU; None leaves the choice to OpenVINO.
+            threads: of the CPU; None leaves the choice to the engine.
 
         Raises:
             ArtefactError: a file is missing, altered, or of another version.
         """
         folder = Path(folder)
         description = check(folder)
-        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **description["openvino"]}
-        if threads is not None:
-            options["INFERENCE_NUM_THREADS"] = threads
-        compiled = ov.Core().compile_model(str(folder / GRAPH), "CPU", options)
+        graph = ENGINES[description["engine"]](folder, description["options"], threads)
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         tokenizer.no_padding()
         tokenizer.enable_truncation(description["max_seq_length"])
-        return cls(compiled, tokenizer, description)
+        return cls(graph, tokenizer, description)
 
     def predict(
         self, texts: Sequence[str] | Sequence[tuple[str, str]], batch_size: int = 32, **dials: float
@@ -93,7 +86,7 @@ class EarlyExitModel:
 
         Args:
             texts: one or more strings, or pairs of strings.
-            batch_size: texts a call.
+            batch_size: texts a call; one where the model takes rows only alone.
             dials: thresholds other than those exported, such as `threshold=0.3`; nothing is recompiled.
 
         Raises:
@@ -101,6 +94,7 @@ class EarlyExitModel:
         """
         if isinstance(texts, str) or not len(texts):
             raise ArtefactError(f"texts must be one or more strings in a list, found {texts!r}")
+        batch_size = 1 if self.description["rows_alone"] else batch_size
         cuts = [texts[first : first + batch_size] for first in range(0, len(texts), batch_size)]
         parts = [self.run(*self.inputs(cut), **dials) for cut in cuts]
         names = self.description["labels"]
@@ -126,19 +120,58 @@ class EarlyExitModel:
         """One call of the graph on padded int64 arrays [B, T]: its outputs by name, each with B rows.
 
         Raises:
-            ArtefactError: a dial that this policy does not have.
+            ArtefactError: a dial that this policy does not have, or a batch for a model that takes rows only alone.
         """
+        if self.description["rows_alone"] and len(input_ids) > 1:
+            raise ArtefactError(f"this model's scales are those of a whole batch: run rows alone, not {len(input_ids)}")
         known = self.description["dials"]
         if unknown := set(dials) - set(known):
             raise ArtefactError(
                 f"unknown dial {min(unknown)!r}; policy {self.description['policy']} has {sorted(known)}"
             )
         inputs = dict(zip(INPUTS, (input_ids, attention_mask, token_type_ids), strict=True))
-        inputs |= {name: np.float32(value) for name, value in (known | dials).items()}
-        if not hasattr(self._requests, "own"):
-            self._requests.own = self.compiled.create_infer_request()
-        outputs = self._requests.own.infer(inputs, share_inputs=True)
+        return self.graph(inputs | {name: np.asarray(value, np.float32) for name, value in (known | dials).items()})
+
+
+def _openvino(folder: Path, options: dict[str, Any], threads: int | None) -> Graph:
+    """OpenVINO's graph; each thread has an inference request of its own."""
+    import openvino as ov
+
+    threading_options = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+    options = {"PERFORMANCE_HINT": "LATENCY", **options, **threading_options}
+    compiled, requests = ov.Core().compile_model(str(folder / GRAPH), "CPU", options), threading.local()
+
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if not hasattr(requests, "own"):
+            requests.own = compiled.create_infer_request()
+        outputs = requests.own.infer(inputs, share_inputs=True)
         return {next(iter(port.get_names())): array.copy() for port, array in outputs.items()}
+
+    return run
+
+
+def _onnxruntime(folder: Path, options: dict[str, Any], threads: int | None) -> Graph:
+    """ONNX Runtime's graph."""
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    if threads is not None:
+        settings.intra_op_num_threads = threads
+    session = ort.InferenceSession(folder / ONNX_GRAPH, settings, ["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found: Any = session.run(names, inputs)
+        return dict(zip(names, found, strict=True))
+
+    return run
+
+
+ENGINES: dict[str, Callable[[Path, dict[str, Any], int | None], Graph]] = {
+    "openvino": _openvino,
+    "onnxruntime": _onnxruntime,
+}
 
 
 def check(folder: Path) -> dict[str, Any]:

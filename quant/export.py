@@ -17,16 +17,15 @@ from models.policies import Policy
 from models.tasks import Task, TaskData
 from models.training import trained_on
 from quant import artefact
-from quant.engine import cannot_run
-from quant.engines.openvino import OpenVinoSession
+from quant.engine import SERVING, ServingEngine, cannot_run
 from quant.footprint import resident_bytes
-from quant.graph import serving_model
-from quant.programs import unfit
+from quant.programs import Servable, unfit
 from quant.recipes import Recipe, apply_recipe, calibration_inputs, check_fallback
 from quant.texts import text_model
 
+# What must be as it was measured; threads and hints are the server's.
 SERVED_OPTIONS = ("INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
-TOOLCHAIN = ("openvino", "torch", "transformers", "neural-compressor-pt")
+TOOLCHAIN = ("torch", "transformers", "neural-compressor-pt")
 
 
 class Exported(NamedTuple):
@@ -54,6 +53,7 @@ def export(
     policy: Policy,
     exits: Sequence[int],
     text: bool = False,
+    engine: ServingEngine = SERVING["openvino"],
 ) -> Exported:
     """Write an artefact.
 
@@ -66,13 +66,15 @@ def export(
         policy: its kind is compiled in, its dials become the defaults.
         exits: the kept exits, ascending; the last one answers all rows left.
         text: whether to write the tokenizer as a graph, too, so that servers may pass strings (`quant/texts.py`).
+        engine: what is to serve it.
 
     Raises:
         UserError: a folder in use, a policy that does not fit the task, exits that do not fit the network, or a
             tokenizer that OpenVINO has no operations for.
     """
-    if problem := cannot_run(recipe.kind, "openvino", with_exits=True):
+    if problem := cannot_run(recipe.kind, engine.kind, with_exits=True):
         raise UserError(problem)
+    engine.check()
     _check(folder, checkpoint, task, policy, exits)
     check_fallback(recipe, checkpoint.network)
     started = time.perf_counter()
@@ -81,8 +83,8 @@ def export(
     pad_token_id = checkpoint.network.backbone.config.pad_token_id
     fit = None if data is None else data.splits["fit"]
     calibration = calibration_inputs(recipe, fit, checkpoint.tokenizer, max_seq_length, pad_token_id)
-    session = OpenVinoSession(apply_recipe(recipe, checkpoint.network, calibration), threads=0)
-    model = serving_model(session.segments, policy, exits)
+    session = engine.open(apply_recipe(recipe, checkpoint.network, calibration), threads=0)
+    assert isinstance(session, Servable), f"engine {engine.kind} writes no graphs"
     assert fit is not None or not text, "what OpenVINO tokenizes is compared on the task's rows"
     tokenize = text_model(checkpoint.tokenizer, max_seq_length, pad_token_id, fit) if text and fit is not None else None
     quantized = time.perf_counter()
@@ -90,10 +92,10 @@ def export(
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    ov.save_model(model, folder / artefact.GRAPH, compress_to_fp16=False)
+    graph = session.save(policy, exits, folder)
     checkpoint.tokenizer.backend_tokenizer.save(str(folder / artefact.TOKENIZER))
     shutil.copy(artefact.__file__, folder / artefact.LOADER)
-    names = [artefact.GRAPH, artefact.WEIGHTS, artefact.TOKENIZER, artefact.LOADER]
+    names = [*graph, artefact.TOKENIZER, artefact.LOADER]
     if tokenize is not None:
         ov.save_model(tokenize, folder / artefact.TEXT_GRAPH)
         names += [artefact.TEXT_GRAPH, artefact.TEXT_WEIGHTS]
@@ -109,9 +111,11 @@ def export(
         "recipe": recipe.model_dump(),
         "max_seq_length": max_seq_length,
         "pad_token_id": pad_token_id,
-        "openvino": {name: session.options[name] for name in SERVED_OPTIONS if name in session.options},
+        "engine": engine.kind,
+        "options": {name: session.options[name] for name in SERVED_OPTIONS if name in session.options},
+        "rows_alone": cannot_run(recipe.kind, engine.kind, with_exits=True, batch_size=2) is not None,
         "checkpoint": {"method": checkpoint.config["method"]["kind"], "hash": checkpoint.hash},
-        "toolchain": {name: version(name) for name in TOOLCHAIN},
+        "toolchain": {name: version(name) for name in (engine.kind, *TOOLCHAIN)},
         "files": {name: artefact.file_hash(folder / name) for name in names},
     }
     # Written last: without it the folder is no artefact.
@@ -123,7 +127,7 @@ def export(
     row = np.zeros((1, max_seq_length), np.int64)
     inputs = {"input_ids": row, "attention_mask": row + 1, "token_type_ids": row}
     dials = {name: np.asarray(value, np.float32) for name, value in description["dials"].items()}
-    resident = resident_bytes(folder / artefact.GRAPH, inputs | dials, description["openvino"])
+    resident = resident_bytes(folder / graph[0], inputs | dials, description["options"])
     return Exported(quantized - started, written - quantized, loaded - written, size, resident)
 
 

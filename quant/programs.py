@@ -5,7 +5,8 @@ calls.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -66,6 +67,22 @@ class EngineSession(Protocol):
     def without_exits(self, layer: int) -> Program: ...
     def precisions(self) -> dict[str, str]:
         """Linear op -> what it was compiled to: int8, float32 or bfloat16; nothing where the engine does not say."""
+        ...
+
+
+@runtime_checkable
+class Servable(Protocol):
+    """A session whose graphs can be served without this project."""
+
+    options: dict[str, Any]
+    """What a graph is compiled with, beside its engine's defaults."""
+
+    def save(self, policy: Policy, exits: Sequence[int], folder: Path) -> list[str]:
+        """Write the graph that `quant/artefact.py` serves, and answer the names of its files, the graph's first."""
+        ...
+
+    def footprint(self, policy: Policy | None, exits: Sequence[int], inputs: Inputs) -> int:
+        """Resident bytes of serving one graph: with the exits inside, or, without a policy, the network to the last."""
         ...
 
 

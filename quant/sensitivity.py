@@ -20,7 +20,7 @@ from models.ops import NumpyOps
 from models.policies import Policy, entropy, replay
 from models.tasks import Task, TaskData
 from quant.engines.openvino import OpenVinoSession, convert
-from quant.graph import OpenVinoSegments
+from quant.openvino_graph import OpenVinoSegments
 from quant.programs import Inputs
 from quant.recipes import Int8Static, apply_recipe, calibration_inputs, check_fallback
 from quant.segments import cut

@@ -19,7 +19,7 @@ from models.policies import Entropy, Imposed, Patience, replay
 from quant import artefact
 from quant.__main__ import main
 from quant.artefact import ArtefactError, EarlyExitModel
-from quant.engine import OpenVino
+from quant.engine import SERVING, OnnxRuntime, OpenVino
 from quant.export import export
 from quant.recipes import Float32, Int8Dynamic, Int8Native, Int8Static, apply_recipe
 from tests import tiny
@@ -42,11 +42,17 @@ def texts() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A float32 export with entropy exits."""
-    made = tmp_path_factory.mktemp("export") / "served"
-    export(made, checkpoint, tiny.task(), None, Float32(), POLICY, EXITS)
+def folders(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A float32 export with entropy exits, for each engine that serves one."""
+    made = {name: tmp_path_factory.mktemp(name) / "served" for name in SERVING}
+    for name, engine in SERVING.items():
+        export(made[name], checkpoint, tiny.task(), None, Float32(), POLICY, EXITS, engine=engine)
     return made
+
+
+@pytest.fixture(scope="module")
+def folder(folders: dict[str, Path]) -> Path:
+    return folders["openvino"]
 
 
 def arrays(checkpoint: Checkpoint, texts: list[str]) -> dict[str, np.ndarray]:
@@ -59,10 +65,11 @@ def arrays(checkpoint: Checkpoint, texts: list[str]) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 2.0])
 @pytest.mark.parametrize("batch_size", [1, 5, ROWS])
+@pytest.mark.parametrize("engine", SERVING)
 def test_answers_are_those_of_the_network(
-    threshold: float, batch_size: int, checkpoint: Checkpoint, folder: Path, texts: list[str]
+    engine: str, threshold: float, batch_size: int, checkpoint: Checkpoint, folders: dict[str, Path], texts: list[str]
 ):
-    found = EarlyExitModel.load(folder).predict(texts, batch_size=batch_size, threshold=threshold)
+    found = EarlyExitModel.load(folders[engine]).predict(texts, batch_size=batch_size, threshold=threshold)
     logits = tiny.all_logits(checkpoint.network, arrays(checkpoint, texts))
     expected = replay(Entropy(threshold=threshold), logits, EXITS)
     assert (expected.margin > 1e-4).all()
@@ -93,10 +100,23 @@ def test_int8_is_what_the_engine_runs(checkpoint: Checkpoint, tmp_path: Path, te
 def test_dynamic_int8_is_served_as_measured(checkpoint: Checkpoint, tmp_path: Path, texts: list[str]):
     export(tmp_path / "served", checkpoint, tiny.task(), None, Int8Dynamic(), POLICY, EXITS)
     served = EarlyExitModel.load(tmp_path / "served")
-    assert served.description["openvino"]["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "32"
+    assert served.description["options"]["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "32"
     session = OpenVino().open(apply_recipe(Int8Dynamic(), checkpoint.network), 1)
     live = session.with_exits(POLICY, EXITS).run(arrays(checkpoint, texts), POLICY.dials(np.arange(ROWS)))
     np.testing.assert_array_equal(served.predict(texts).exit_layer, live.exit_layer)
+
+
+def test_dynamic_int8_on_onnxruntime_answers_rows_alone(checkpoint: Checkpoint, tmp_path: Path, texts: list[str]):
+    export(tmp_path / "served", checkpoint, tiny.task(), None, Int8Dynamic(), POLICY, EXITS, engine=OnnxRuntime())
+    served = EarlyExitModel.load(tmp_path / "served", threads=1)
+    program = OnnxRuntime().open(apply_recipe(Int8Dynamic(), checkpoint.network), 1).with_exits(POLICY, EXITS)
+    inputs = arrays(checkpoint, texts)
+    lengths = inputs["attention_mask"].sum(axis=1)
+    alone = [{name: array[i : i + 1, : lengths[i]] for name, array in inputs.items()} for i in range(ROWS)]
+    live = [program.run(row, POLICY.dials(np.arange(1))) for row in alone]
+    np.testing.assert_array_equal(served.predict(texts).exit_layer, np.concatenate([o.exit_layer for o in live]))
+    with pytest.raises(ArtefactError, match=f"run rows alone, not {ROWS}"):
+        served.run(*inputs.values())
 
 
 def test_a_recipe_for_whole_networks_is_not_exported(checkpoint: Checkpoint, tmp_path: Path):
@@ -105,19 +125,21 @@ def test_a_recipe_for_whole_networks_is_not_exported(checkpoint: Checkpoint, tmp
     assert not (tmp_path / "served").exists()
 
 
-def test_it_serves_without_torch(folder: Path, texts: list[str], tmp_path: Path):
-    """A process of its own, outside the repository, from the copy inside the folder."""
-    served = shutil.copytree(folder, tmp_path / "elsewhere")
+@pytest.mark.parametrize("engine", SERVING)
+def test_it_serves_without_torch(engine: str, folders: dict[str, Path], texts: list[str], tmp_path: Path):
+    """A process of its own, outside the repository, from the copy inside the folder, with its engine alone."""
+    served = shutil.copytree(folders[engine], tmp_path / "elsewhere")
+    other = next(name for name in SERVING if name != engine)
     code = (
         "import json, sys\n"
         "from artefact import EarlyExitModel\n"
         "found = EarlyExitModel.load('.').predict(json.loads(sys.argv[1]))\n"
-        "heavy = {'torch', 'transformers', 'models', 'quant', 'benchmarks'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'models', 'quant', 'benchmarks', sys.argv[2]} & set(sys.modules)\n"
         "print(json.dumps([found.labels, found.exit_layer.tolist(), sorted(heavy)]))\n"
     )
-    command = [sys.executable, "-c", code, json.dumps(texts)]
+    command = [sys.executable, "-c", code, json.dumps(texts), other]
     done = subprocess.run(command, capture_output=True, text=True, cwd=served, timeout=120, check=True)
-    here = EarlyExitModel.load(folder).predict(texts)
+    here = EarlyExitModel.load(folders[engine]).predict(texts)
     assert json.loads(done.stdout) == [here.labels, here.exit_layer.tolist(), []]
 
 
@@ -145,8 +167,9 @@ def test_a_plain_openvino_script_does_the_same(folder: Path, texts: list[str]):
     assert done.stdout.strip() == f"{[names.index(x) for x in found.labels or []]} {found.exit_layer.tolist()}"
 
 
-def test_many_requests_at_once(folder: Path, texts: list[str]):
-    model = EarlyExitModel.load(folder)
+@pytest.mark.parametrize("engine", SERVING)
+def test_many_requests_at_once(engine: str, folders: dict[str, Path], texts: list[str]):
+    model = EarlyExitModel.load(folders[engine])
     alone = [model.predict([text]) for text in texts]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda i: model.predict([texts[i % ROWS]]), range(10 * ROWS)))

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+import quant.engines.onnxruntime as onnxruntime_engine
 import quant.engines.openvino as openvino_engine
 import quant.recipes as recipes
 from models.network import Exit, ExitsConfig
@@ -34,8 +35,8 @@ from models.policies import (
     largest_probability,
     replay,
 )
-from quant.engine import Eager, OpenVino
-from quant.graph import exit_model
+from quant.engine import Eager, OnnxRuntime, OpenVino, cannot_run
+from quant.openvino_graph import exit_model
 from quant.programs import ExitOutput, Program, SteppedProgram
 from quant.recipes import Bfloat16, Float32, Int8Static, apply_recipe
 from quant.segments import Embeddings, Layer, Segments
@@ -45,7 +46,8 @@ LAYERS, ROWS = 3, 16
 EXITS = [1, 2, 3]
 BATCH_SIZES = (1, 3, 8)
 RECIPES: dict[str, Any] = {r.kind: r for r in (Float32(), Bfloat16(), Int8Static(calibration_rows=8))}
-ENGINES = {"graph": OpenVino(), "stepped": OpenVino(program="stepped"), "eager": Eager()}
+ENGINES = {"graph": OpenVino(), "stepped": OpenVino(program="stepped"), "eager": Eager(), "onnx": OnnxRuntime()}
+KINDS = {"graph": "graph", "stepped": "stepped", "eager": "stepped", "onnx": "graph"}
 POLICIES: list[Any] = [
     Fixed(layer=2),
     Patience(patience=1, regression_threshold=1.0),
@@ -117,6 +119,7 @@ def _export_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "_quantize", remembered(recipes._quantize))
         patch.setattr(openvino_engine, "_convert", remembered(openvino_engine._convert))
+        patch.setattr(onnxruntime_engine, "_convert", remembered(onnxruntime_engine._convert))
         yield
 
 
@@ -147,7 +150,8 @@ class Bench:
         self.case, self.rows = case, tiny.encoded(ROWS, seed=3)
         calibration = tiny.batches(tiny.encoded(8, seed=4), 1, case.family)
         self.segments = apply_recipe(RECIPES[case.recipe], case.network, calibration)
-        self.sessions = {name: engine.open(self._segments_for(name), 1) for name, engine in ENGINES.items()}
+        self.engines = [name for name in ENGINES if not cannot_run(case.recipe, ENGINES[name].kind, with_exits=True)]
+        self.sessions: dict[str, Any] = {name: ENGINES[name].open(self._segments_for(name), 1) for name in self.engines}
         self.sessions["trimmed"] = copy.copy(self.sessions["graph"])
         self.sessions["trimmed"].program = "trimmed"
         self.programs: dict[Any, Program] = {}
@@ -164,7 +168,7 @@ class Bench:
 
     def program(self, engine: str, policy: Any, exits: list[int]) -> Program:
         """Built once for a policy kind: dials are not compiled. Stepped programs compile no policy, only segments."""
-        key = engine, type(policy) if engine in ("graph", "trimmed") else None, tuple(exits)
+        key = engine, type(policy) if engine in ("graph", "trimmed", "onnx") else None, tuple(exits)
         if key not in self.programs:
             self.programs[key] = self.sessions[engine].with_exits(policy, exits)
         program: Any = self.programs[key]
@@ -224,7 +228,7 @@ LEFT: Counter[int] = Counter()
 
 def test_replayed_stepped_and_in_graph_agree(bench: Bench):
     """Each engine's live runs against its own recording at batch 1; both OpenVINO programs share one recording."""
-    for engine, policy, size in product(ENGINES, bench.policies, BATCH_SIZES):
+    for engine, policy, size in product(bench.engines, bench.policies, BATCH_SIZES):
         DIFFERING[bench.case.recipe] += int(differing(bench, engine, policy, size).sum())
         COMPARED[bench.case.recipe] += ROWS
     for policy in bench.policies:
@@ -252,12 +256,13 @@ def test_engines_agree_with_each_other(bench: Bench):
     if bench.case.recipe == "float32":
         inputs = tiny.batch(bench.rows, range(ROWS), bench.case.family)
         expected = tiny.all_logits(bench.case.network, inputs)
-        np.testing.assert_allclose(expected, bench.recorded("graph"), atol=5e-5, rtol=0)
+        for engine in ("graph", "onnx"):
+            np.testing.assert_allclose(expected, bench.recorded(engine), atol=5e-5, rtol=0)
 
 
 def test_without_exits(bench: Bench):
     """The network truncated at a layer answers what that layer's exit does."""
-    for engine, layer in product(ENGINES, [2, 3] if bench.case.recipe == "float32" else [3]):
+    for engine, layer in product(bench.engines, [2, 3] if bench.case.recipe == "float32" else [3]):
         program = bench.sessions[engine].without_exits(layer)
         assert program.kind == "single"
         for size in (1, 8):
@@ -271,10 +276,13 @@ def test_without_exits(bench: Bench):
 def test_what_programs_say_of_themselves(bench: Bench):
     names = {"float32": "float32", "bfloat16": "bfloat16", "int8_static": "int8+float32"}
     policy = bench.policies[1]
-    programs = {engine: bench.program(engine, policy, EXITS) for engine in ENGINES}
-    assert [programs[engine].kind for engine in ENGINES] == ["graph", "stepped", "stepped"]
-    assert {programs[engine].precision for engine in ENGINES} == {names[bench.case.recipe]}
-    assert (programs["graph"].size_bytes or 0) > 10_000
+    programs = {engine: bench.program(engine, policy, EXITS) for engine in bench.engines}
+    assert {engine: program.kind for engine, program in programs.items()} == {
+        name: KINDS[name] for name in bench.engines
+    }
+    assert {program.precision for program in programs.values()} == {names[bench.case.recipe]}
+    for engine in {"graph", "onnx"} & programs.keys():
+        assert (programs[engine].size_bytes or 0) > 10_000
 
 
 def test_enough_was_compared_and_next_to_nothing_differs():

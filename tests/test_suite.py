@@ -415,7 +415,6 @@ def test_smoke_leaves_layers_for_the_exits_it_keeps(tmp_path: Path, exits: list[
         ("bfloat16", "onnxruntime", "none", "recipe bfloat16 runs on .*, not on onnxruntime; remove it, or set"),
         ("int8_dynamic", "inductor", "all", "recipe int8_dynamic runs on openvino and onnxruntime, not on inductor"),
         ("int8_native", "openvino", "all", "recipe int8_native quantizes whole networks, without exits"),
-        ("float32", "onnxruntime", "all", "engine onnxruntime runs networks without exits"),
     ],
 )
 def test_products_of_recipe_engine_and_exits_that_cannot_run(

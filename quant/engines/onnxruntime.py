@@ -1,86 +1,96 @@
-"""Engine `onnxruntime`: ONNX Runtime's CPU kernels and its own quantizers, for networks without exits.
+"""Engine `onnxruntime`: ONNX Runtime's CPU kernels and its own quantizers, with the exits inside one graph.
 
-It is a peer: what a user would run instead. The whole or truncated network is exported as one ONNX graph.
+A matrix product of dynamic INT8 has one scale for the values of its whole input. So rows answer otherwise in other
+company, and with exits, which change the company, it runs at batch size 1 alone (`quant.engine.cannot_run`).
 """
 
 import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+from torch import nn
 
 from models.config import UserError
 from models.policies import Policy
+from quant import artefact
+from quant.footprint import resident_bytes
+from quant.graph import EXIT_LAYER, LOGITS
+from quant.onnx_graph import HIDDEN_NAMES, OPSET, OnnxSegments, exit_model, recording_model, serving_model
 from quant.programs import Dials, ExitOutput, Inputs, Program, Recorder, StackedRecorder
-from quant.segments import INPUT_NAMES, Segments, Whole
+from quant.segments import INPUT_NAMES, Segments
 
-LOGITS, OPSET = "logits", 17
+# Names of inputs or outputs, and what their dynamic axes are called.
+Axes: TypeAlias = dict[str, dict[int, str]]
+HIDDEN, MASK = {0: "batch", 1: "length"}, {0: "batch", 3: "length"}
 
 
 class OnnxRuntimeSession:
     """Builds ONNX Runtime programs over one network's segments."""
 
     def __init__(self, segments: Segments, threads: int):
-        self.segments = segments
-        self.options = ort.SessionOptions()
-        self.options.intra_op_num_threads = threads
-        # Idle threads sleep: another worker may have the turn.
-        self.options.add_session_config_entry("session.force_spinning_stop", "1")
-        self.options.log_severity_level = 3
-        self.programs: dict[int, Program] = {}
+        self.segments, self.num_labels = convert(segments), segments.num_labels
+        self.native, self.calibration = segments.native, segments.calibration
+        self.precision = "int8+float32" if segments.int8 else "float32"
+        self.options: dict[str, Any] = {"intra_op_num_threads": threads}
+        if self.native == "dynamic":
+            self.segments = self.segments.each(_weights_to_int8)
 
-    def compile(self, layer: int) -> tuple[ort.InferenceSession, int]:
-        """Export, quantize and load the network up to `layer`; and its bytes on disk."""
+    def compile(self, model: onnx.ModelProto) -> tuple[ort.InferenceSession, int]:
+        """Save, load back and optimize: what is measured is what would be deployed. And its bytes on disk."""
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "network.onnx"
-            _export(self.segments, layer, path)
-            path = self._quantized(path)
-            return ort.InferenceSession(path, self.options, ["CPUExecutionProvider"]), path.stat().st_size
+            path = Path(folder) / artefact.ONNX_GRAPH
+            onnx.save(model, path)
+            settings = ort.SessionOptions()
+            settings.intra_op_num_threads = self.options["intra_op_num_threads"]
+            # Idle threads sleep: another worker may have the turn.
+            settings.add_session_config_entry("session.force_spinning_stop", "1")
+            settings.log_severity_level = 3
+            return ort.InferenceSession(path, settings, ["CPUExecutionProvider"]), path.stat().st_size
 
-    def _quantized(self, path: Path) -> Path:
-        quantized = path.with_name("quantized.onnx")
-        match self.segments.native:
-            case None:
-                return path
-            case "dynamic":
-                quantize_dynamic(path, quantized, weight_type=QuantType.QInt8)
-            case "static":
-                # What its documentation advises for x86; and only products with weights, as the other quantizers here.
-                quantize_static(
-                    path,
-                    quantized,
-                    _Rows(self.segments.calibration),
-                    op_types_to_quantize=["MatMul", "Gemm"],
-                    per_channel=True,
-                    activation_type=QuantType.QUInt8,
-                    weight_type=QuantType.QInt8,
-                    extra_options={"MatMulConstBOnly": True},
-                )
-        return quantized
+    def save(self, policy: Policy, exits: Sequence[int], folder: Path) -> list[str]:
+        """See `quant.programs.Servable`."""
+        onnx.save(serving_model(self.segments, self.num_labels, policy, exits), folder / artefact.ONNX_GRAPH)
+        return [artefact.ONNX_GRAPH]
+
+    def footprint(self, policy: Policy | None, exits: Sequence[int], inputs: Inputs) -> int:
+        """See `quant.programs.Servable`."""
+        model = self.network(exits[-1:])
+        if policy is not None:
+            model = exit_model(self.segments, self.num_labels, policy, exits)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / artefact.ONNX_GRAPH
+            onnx.save(model, path)
+            return resident_bytes(path, inputs, self.options)
+
+    def network(self, exits: Sequence[int]) -> onnx.ModelProto:
+        """The network without an `If`, quantized as a whole where the recipe says so."""
+        model = recording_model(self.segments, self.num_labels, exits)
+        return _static(model, self.calibration) if self.native == "static" else model
 
     def recorder(self, exits: Sequence[int]) -> Recorder:
-        """Each exit's logits from a truncated network of its own.
-
-        In one graph of them all, ONNX Runtime's quantizer would transpose the weights of a shared pooler once for each
-        exit, and answer nonsense without an error.
-        """
-        return StackedRecorder([self.without_exits(layer) for layer in exits])
+        """All kept exits' logits from one graph; where whole networks are quantized, from one for each exit."""
+        if self.native == "static":
+            return StackedRecorder([self.without_exits(layer) for layer in exits])
+        return _GraphRecorder(self.compile(self.network(exits))[0])
 
     def with_exits(self, policy: Policy, exits: Sequence[int]) -> Program:
-        """Refused, as suites do before."""
-        raise UserError("engine onnxruntime runs networks without exits: exits: [none]")
+        """The network with its exits inside."""
+        if self.native == "static":
+            raise UserError("recipe int8_native quantizes whole networks, without exits: exits: [none]")
+        session, size = self.compile(exit_model(self.segments, self.num_labels, policy, exits))
+        return OnnxRuntimeProgram(session, "graph", 0, self.precision, size)
 
     def without_exits(self, layer: int) -> Program:
         """The network up to `layer` and its exit, as one graph."""
-        if layer not in self.programs:
-            precision = "int8+float32" if self.segments.int8 else "float32"
-            self.programs[layer] = OnnxRuntimeProgram(*self.compile(layer), layer, precision)
-        return self.programs[layer]
+        session, size = self.compile(self.network([layer]))
+        return OnnxRuntimeProgram(session, "single", layer, self.precision, size)
 
     def precisions(self) -> dict[str, str]:
         """ONNX Runtime does not say what became of an op."""
@@ -88,18 +98,96 @@ class OnnxRuntimeSession:
 
 
 class OnnxRuntimeProgram:
-    """The whole or truncated network as one ONNX graph."""
+    """One ONNX graph: with the exits inside (`graph`), or none (`single`)."""
 
-    kind: Literal["graph", "stepped", "single"] = "single"
-
-    def __init__(self, session: ort.InferenceSession, size_bytes: int, layer: int, precision: str):
-        self.session, self.layer, self.precision = session, layer, precision
-        self.size_bytes: int | None = size_bytes
+    def __init__(
+        self, session: ort.InferenceSession, kind: Literal["graph", "single"], layer: int, precision: str, size: int
+    ):
+        self.session = session
+        self.kind: Literal["graph", "stepped", "single"] = kind
+        self.layer, self.precision = layer, precision
+        self.size_bytes: int | None = size
 
     def run(self, inputs: Inputs, dials: Dials) -> ExitOutput:
-        (logits,) = self.session.run([LOGITS], inputs)
-        assert isinstance(logits, np.ndarray)
-        return ExitOutput(logits, np.full(len(logits), self.layer, np.int64))
+        if self.kind == "single":
+            ((logits,),) = _arrays(self.session, [LOGITS], inputs)
+            return ExitOutput(logits, np.full(len(logits), self.layer, np.int64))
+        return ExitOutput(*_arrays(self.session, [LOGITS, EXIT_LAYER], inputs | dials))
+
+
+class _GraphRecorder:
+    def __init__(self, session: ort.InferenceSession):
+        self.session = session
+
+    def __call__(self, inputs: Inputs) -> np.ndarray:
+        return _arrays(self.session, [LOGITS], inputs)[0]
+
+
+def _arrays(session: ort.InferenceSession, names: list[str], inputs: Inputs) -> list[np.ndarray]:
+    found: Any = session.run(names, inputs)
+    return found
+
+
+def convert(segments: Segments) -> OnnxSegments:
+    """Every segment as an ONNX model with dynamic batch and length; a shared layer is converted once."""
+    layers: dict[int, onnx.ModelProto] = {}
+    hidden: Axes = dict(zip(HIDDEN_NAMES, (HIDDEN, MASK), strict=True))
+    for layer in segments.layers:
+        if id(layer) not in layers:
+            layers[id(layer)] = _convert(layer, segments.example_hidden(), hidden, {"layer": HIDDEN})
+    return OnnxSegments(
+        embeddings=_convert(segments.embeddings, segments.example_ids(), dict.fromkeys(INPUT_NAMES, HIDDEN), hidden),
+        layers=[layers[id(layer)] for layer in segments.layers],
+        exits=[_convert(exit_, segments.example_hidden(), hidden, {LOGITS: {0: "batch"}}) for exit_ in segments.exits],
+    )
+
+
+def _convert(
+    module: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    inputs: Axes,
+    outputs: Axes,
+) -> onnx.ModelProto:
+    """One segment."""
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter that needs no further package is the older one, and says so
+        path = Path(folder) / "segment.onnx"
+        torch.onnx.export(
+            module.eval(),
+            example,
+            path,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes=inputs | outputs,
+        )
+        return onnx.load(path)
+
+
+def _weights_to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights as INT8; activations are quantized as they come."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "quantized.onnx"
+        quantize_dynamic(model, path, weight_type=QuantType.QInt8)
+        return onnx.load(path)
+
+
+def _static(model: onnx.ModelProto, calibration: Sequence[Inputs]) -> onnx.ModelProto:
+    """What its documentation advises for x86; and only products with weights, as the other quantizers here."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "quantized.onnx"
+        quantize_static(
+            model,
+            path,
+            _Rows(calibration),
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},
+        )
+        return onnx.load(path)
 
 
 class _Rows(CalibrationDataReader):
@@ -110,19 +198,3 @@ class _Rows(CalibrationDataReader):
 
     def get_next(self) -> Any:
         return next(self.rows, None)
-
-
-def _export(segments: Segments, layer: int, path: Path) -> None:
-    batch_and_length = {0: "batch", 1: "length"}
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter that needs no further package is the older one, and says so
-        torch.onnx.export(
-            Whole(segments, layer).eval(),
-            segments.example_ids(),
-            path,
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=list(INPUT_NAMES),
-            output_names=[LOGITS],
-            dynamic_axes=dict.fromkeys(INPUT_NAMES, batch_and_length) | {LOGITS: {0: "batch"}},
-        )

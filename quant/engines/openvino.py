@@ -14,8 +14,10 @@ from torch import nn
 
 from models.config import UserError
 from models.policies import Policy
+from quant import artefact
 from quant.footprint import resident_bytes
-from quant.graph import EXIT_LAYER, LOGITS, OpenVinoSegments, exit_model, recording_model
+from quant.graph import EXIT_LAYER, LOGITS
+from quant.openvino_graph import OpenVinoSegments, exit_model, recording_model, serving_model
 from quant.programs import Dials, ExitOutput, Inputs, Program, Recorder, StackedRecorder, SteppedProgram
 from quant.segments import INPUT_NAMES, Segments, op_name
 
@@ -82,8 +84,13 @@ class OpenVinoSession:
         with redirect_stdout(StringIO()):  # its progress bars
             return nncf.quantize(model, rows, model_type=kind, subset_size=len(self.calibration))
 
+    def save(self, policy: Policy, exits: Sequence[int], folder: Path) -> list[str]:
+        """See `quant.programs.Servable`."""
+        ov.save_model(serving_model(self.segments, policy, exits), folder / artefact.GRAPH, compress_to_fp16=False)
+        return [artefact.GRAPH, artefact.WEIGHTS]
+
     def footprint(self, policy: Policy | None, exits: Sequence[int], inputs: Inputs) -> int:
-        """Resident bytes of serving one graph: with the exits inside, or, without a policy, the network to the last."""
+        """See `quant.programs.Servable`."""
         model = self.network(exits[-1:]) if policy is None else exit_model(self.segments, policy, exits)
         with _saved(model) as path:
             return resident_bytes(path, inputs, self.options)
@@ -213,16 +220,8 @@ def _weights_to_int8(segments: OpenVinoSegments) -> OpenVinoSegments:
     """Weights as symmetric INT8, a scale for each channel; kernels then quantize activations in groups as they come."""
     import nncf
 
-    parts = {id(model): model for model in [segments.embeddings, *segments.layers, *segments.exits]}
     with redirect_stdout(StringIO()):  # its progress bars
-        made = {
-            key: nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM) for key, model in parts.items()
-        }
-    return OpenVinoSegments(
-        made[id(segments.embeddings)],
-        [made[id(layer)] for layer in segments.layers],
-        [made[id(exit_)] for exit_ in segments.exits],
-    )
+        return segments.each(lambda model: nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM))
 
 
 def _convert(module: nn.Module, inputs: tuple[torch.Tensor, ...], dynamic_shapes: Any) -> ov.Model:
