@@ -289,7 +289,7 @@ class Tuning(Config):
         return self.model_copy(update={"model": self.model.model_copy(update={"checkpoints": checkpoints})})
 
     def smoke(self) -> "Tuning":
-        """The same at toy size: few layers, rows and trials; patterns that name a layer are left out."""
+        """The same at toy size: two checkpoints, few layers and trials; patterns that name a layer are left out."""
         short = [
             exits if isinstance(exits, str) else [e for e in exits if e <= SMOKE_LAYERS]
             for exits in self.early_exit.exits
@@ -298,7 +298,7 @@ class Tuning(Config):
         quantization = {"calibration": Calibration(sampling_size=[4]), "op_wise": patterns}
         performance = self.evaluation.performance.model_copy(update={"warmup": 1, "iteration": 8})
         stop = self.tuning.exit_policy.model_copy(update={"max_trials": SMOKE_TRIALS})
-        checkpoints = [small_checkpoint(spec) for spec in self.model.checkpoints]
+        checkpoints = [small_checkpoint(spec) for spec in self.model.checkpoints[:2]]
         updates = {
             "model": {"name": f"{self.model.name}-smoke", "checkpoints": checkpoints},
             "quantization": quantization,

@@ -51,6 +51,10 @@ TINY: dict[str, Any] = {
     "tuning": {"accuracy_criterion": {"absolute": 0.05}, "exit_policy": {"max_trials": 12}},
     "evaluation": {"performance": {"warmup": 2, "iteration": 6, "configs": {"cores_per_instance": 1}}},
 }
+ON_ONNXRUNTIME = {
+    "model": TINY["model"] | {"framework": "onnxruntime"},
+    "quantization": {"approach": "post_training_dynamic_quant", "calibration": None, "model_wise": {}},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +123,14 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "give objective or multi_objectives, and not both",
     ),
     ({"tuning": {"multi_objectives": {"objective": ["p99"], "weight": [1.0, 2.0]}}}, "one for each objective"),
+    (
+        {"model": TINY["model"] | {"framework": "onnxruntime"}},
+        "model.framework: recipe int8_static runs on eager and inductor and openvino, not on onnxruntime",
+    ),
+    (
+        ON_ONNXRUNTIME | {"evaluation": {"performance": {"dataloader": {"batch_size": 4}}}},
+        "model.framework: recipe int8_dynamic on onnxruntime, which has one scale for a batch, takes exits at batch",
+    ),
     ({"tuning": {"exit_policy": {"max_trails": 3}}}, "unknown key 'max_trails'; allowed: timeout, max_trials"),
     ({"tuning": {"exit_policy": {"max_trials": 0}}}, "tuning.exit_policy.max_trials: input should be greater"),
     ({"device": "gpu"}, "device: input should be 'cpu', found 'gpu'"),
