@@ -40,6 +40,7 @@ class Model(NamedTuple):
         dev: the task's N rows of dev.
         inputs: positions in dev -> those rows, tokenized and padded.
         run: inputs of B rows -> their logits, probabilities or values, [B, C].
+        rows_alone: B must be 1.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Model(NamedTuple):
     dev: Rows
     inputs: Callable[[Sequence[int]], Any]
     run: Callable[[Any], np.ndarray]
+    rows_alone: bool = False
 
 
 def measure(options: argparse.Namespace) -> list[str]:
@@ -62,6 +64,8 @@ def measure(options: argparse.Namespace) -> list[str]:
     if folder is None:
         raise UserError("--input_model is required: a checkpoint folder, or a folder that was exported")
     model = open_model(folder, int8, options.topology, options.dataset_location)
+    if model.rows_alone and options.batch_size > 1:
+        raise UserError(f"{str(folder)!r} takes rows one by one: --batch_size=1, found {options.batch_size}")
     return (accuracy if options.command == "accuracy" else benchmark)(model, options)
 
 
@@ -159,17 +163,16 @@ def _open_artefact(folder: Path, int8: bool, topology: str | None, location: Pat
     said, recipe = model.description, model.description["recipe"]["kind"]
     if recipe.startswith("int8") != int8:
         raise UserError(f"{str(folder)!r} holds {recipe}: give --int8={'false' if int8 else 'true'}")
-    if "trained_on" not in said:
-        raise UserError(f"{str(folder)!r} does not say what it was trained on, for it is older: export it again")
     task: Task = TypeAdapter(Task).validate_python(said["trained_on"]["task"])
     _check_topology(topology, folder, task)
     dev = task.load(location, said["trained_on"]["seed"]).splits["dev"]
     dials = ", ".join(f"{name} {value:g}" for name, value in said["dials"].items())
     texts: list[Any] = [texts if len(texts) == 2 else texts[0] for texts in dev.texts]
     return Model(
-        name=f"{folder}: {recipe} on openvino, exits {said['exits']} with {said['policy']} ({dials})",
+        name=f"{folder}: {recipe} on {said['engine']}, exits {said['exits']} with {said['policy']} ({dials})",
         task=task,
         dev=dev,
         inputs=lambda rows: model.inputs([texts[row] for row in rows]),
         run=lambda inputs: model.run(*inputs)["scores"],
+        rows_alone=said["rows_alone"],
     )

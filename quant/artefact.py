@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-SCHEMA = "exitbench/artefact/1"
+SCHEMA = "exitbench/artefact/2"
 # Written on request: the tokenizer as a graph of its own, for `openvino_tokenizers`.
 TEXT_GRAPH, TEXT_WEIGHTS = "tokenizer.xml", "tokenizer.bin"
 GRAPH, WEIGHTS, ONNX_GRAPH = "model.xml", "model.bin", "model.onnx"

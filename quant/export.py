@@ -74,6 +74,8 @@ def export(
     """
     if problem := cannot_run(recipe.kind, engine.kind, with_exits=True):
         raise UserError(problem)
+    if text and engine.kind != "openvino":
+        raise UserError(f"--text writes OpenVINO operations, which engine {engine.kind} has none of; leave it out")
     engine.check()
     _check(folder, checkpoint, task, policy, exits)
     check_fallback(recipe, checkpoint.network)

@@ -119,6 +119,12 @@ def test_dynamic_int8_on_onnxruntime_answers_rows_alone(checkpoint: Checkpoint, 
         served.run(*inputs.values())
 
 
+def test_texts_go_into_openvino_graphs_alone(checkpoint: Checkpoint, tmp_path: Path):
+    data = tiny.task(dev_rows=ROWS).load(None, seed=0)
+    with pytest.raises(UserError, match="--text writes OpenVINO operations, which engine onnxruntime has none of"):
+        export(tmp_path / "x", checkpoint, tiny.task(), data, Float32(), POLICY, EXITS, True, OnnxRuntime())
+
+
 def test_a_recipe_for_whole_networks_is_not_exported(checkpoint: Checkpoint, tmp_path: Path):
     with pytest.raises(UserError, match="recipe int8_native quantizes whole networks, without exits"):
         export(tmp_path / "served", checkpoint, tiny.task(), None, Int8Native(), POLICY, EXITS)

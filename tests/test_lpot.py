@@ -201,8 +201,14 @@ def test_damaged_models(call: Callable[..., Said], measured: Measured, tmp_path:
 
     old = shutil.copytree(measured.exported, tmp_path / "old")
     described = json.loads((old / artefact.DESCRIPTION).read_text())
-    del described["trained_on"]
+    described["schema"] = "exitbench/artefact/1"
     (old / artefact.DESCRIPTION).write_text(json.dumps(described))
     said = call("accuracy", "--input_model", old, "--int8", "true")
     assert (said.code, said.err.count("\n")) == (2, 1)
-    assert "does not say what it was trained on, for it is older: export it again" in said.err
+    assert "has schema 'exitbench/artefact/1', this loader reads 'exitbench/artefact/2': export it again" in said.err
+
+    alone = shutil.copytree(measured.exported, tmp_path / "alone")
+    described = json.loads((alone / artefact.DESCRIPTION).read_text())
+    (alone / artefact.DESCRIPTION).write_text(json.dumps(described | {"rows_alone": True}))
+    said = call("accuracy", "--input_model", alone, "--int8", "true", "--batch_size", 2)
+    assert (said.code, said.err) == (2, f"Error: '{alone}' takes rows one by one: --batch_size=1, found 2\n")
