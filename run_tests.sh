@@ -11,7 +11,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=setup_env.sh
 source "$ROOT/setup_env.sh"
 
-setup_env run minilm peers ray dev
+setup_env run minilm ray dev
 cd "$ROOT"
 # The tests need no network, so none may reach for it.
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false

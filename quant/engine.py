@@ -98,9 +98,7 @@ class OnnxRuntime(Config):
         """Refuse early where ONNX Runtime is not installed."""
         for package in ("onnxruntime", "onnx"):
             if importlib.util.find_spec(package) is None:
-                raise UserError(
-                    f"engine onnxruntime needs {package}, which is not installed: pip install --group peers"
-                )
+                raise UserError(f"engine onnxruntime needs {package}, which is not installed: pip install {package}")
 
     def open(self, segments: Segments, threads: int) -> EngineSession:
         """Ready the segments for building programs."""

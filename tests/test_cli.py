@@ -309,7 +309,7 @@ def test_no_compiler(call: Callable[..., Said], tmp_path: Path, monkeypatch: pyt
     ("engine", "package", "message"),
     [
         ("openvino", "openvino", "engine openvino is not installed: pip install openvino"),
-        ("onnxruntime", "onnx", "engine onnxruntime needs onnx, which is not installed: pip install --group peers"),
+        ("onnxruntime", "onnx", "engine onnxruntime needs onnx, which is not installed: pip install onnx"),
     ],
 )
 def test_engine_not_installed(

@@ -322,7 +322,7 @@ def test_run_tests_checks_everything(set_up: SetUp):
         "basedpyright",
         "pytest",
     ]
-    assert set_up.installs() == [["run", "minilm", "peers", "ray", "dev"]]
+    assert set_up.installs() == [["run", "minilm", "ray", "dev"]]
 
 
 def test_run_tests_with_arguments_is_pytest(set_up: SetUp):
