@@ -295,7 +295,9 @@ class Tuning(Config):
             for exits in self.early_exit.exits
         ]
         patterns = {name: op for name, op in self.quantization.op_wise.items() if not any(map(str.isdigit, name))}
-        quantization = {"calibration": Calibration(sampling_size=[4]), "op_wise": patterns}
+        static = self.quantization.approach == "post_training_static_quant"
+        calibration = Calibration(sampling_size=[4]) if static else None
+        quantization = {"calibration": calibration, "op_wise": patterns}
         performance = self.evaluation.performance.model_copy(update={"warmup": 1, "iteration": 8})
         stop = self.tuning.exit_policy.model_copy(update={"max_trials": SMOKE_TRIALS})
         checkpoints = [small_checkpoint(spec) for spec in self.model.checkpoints[:2]]

@@ -96,7 +96,7 @@ def test_an_export_calibrates_on_the_rows_the_suite_fitted(
     """Its splits were cut by the suite's seed, not by that of the fine-tuning."""
     given = []
 
-    def export(*arguments: Any) -> Exported:
+    def export(*arguments: Any, engine: Any) -> Exported:
         given.append(arguments[3].data_hash)
         return Exported(0, 0, 0, 0, 0)
 

@@ -557,7 +557,7 @@ def _best(tuning: Tuning, trials: list[TrialRecord]) -> TrialRecord:
 
 
 def test_resumed_when_finished_it_tries_nothing_again(searched: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("benchmarks.winner.export", lambda *given: Exported(1.0, 1.0, 1.0, 1000, 2000))
+    monkeypatch.setattr("benchmarks.winner.export", lambda *given, engine: Exported(1.0, 1.0, 1.0, 1000, 2000))
     monkeypatch.setattr(
         "benchmarks.bench.open_workers", lambda *given, **options: pytest.fail("nothing is left to measure")
     )
