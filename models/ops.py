@@ -1,14 +1,15 @@
 """The array operations an exit policy may use, and their numpy reading.
 
-A policy is written once against `Ops` and read by two backends: numpy (replay over recorded logits, stepped programs)
-and OpenVINO graph nodes (`quant/openvino_ops.py`), so the exits that are replayed are the exits that are compiled.
+A policy is written once against `Ops` and read by numpy (replay over recorded logits, stepped programs) and by the
+graphs of OpenVINO (`quant/openvino_ops.py`) and ONNX (`quant/onnx_graph.py`), so the exits that are replayed are the
+exits that are compiled.
 """
 
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-Array: TypeAlias = Any  # numpy.ndarray or openvino.Output, by backend
+Array: TypeAlias = Any  # numpy.ndarray, openvino.Output or a name in an ONNX graph
 
 
 class Ops(Protocol):

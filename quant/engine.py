@@ -13,7 +13,7 @@ import torch
 from pydantic import BeforeValidator, Field
 
 from models.config import Config, UserError
-from quant.programs import EngineSession
+from quant.programs import WHOLE_NETWORKS, EngineSession
 from quant.segments import Segments
 
 
@@ -131,7 +131,7 @@ def cannot_run(recipe: str, engine: str, with_exits: bool, batch_size: int = 1) 
         # With one scale for a whole batch, who left would move the answers of who stays: not what was replayed.
         return "recipe int8_dynamic on onnxruntime, which has one scale for a batch, takes exits at batch_size: 1 alone"
     if with_exits and recipe == "int8_native":
-        return "recipe int8_native quantizes whole networks, without exits: exits: [none]"
+        return WHOLE_NETWORKS
     return None
 
 

@@ -22,6 +22,7 @@ from models.policies import Policy
 
 LOGITS, EXIT_LAYER, LABEL, SCORES = "logits", "exit_layer", "label", "scores"
 Model = TypeVar("Model")
+Other = TypeVar("Other")
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,13 @@ class SegmentModels(Generic[Model]):
 
     def named(self, name: str) -> Model:
         """A segment by the name it has in graphs: `embeddings`, `layer_1`.., `exit_1`.."""
-        kind, _, number = name.partition("_")
-        return (
-            self.embeddings
-            if kind == "embeddings"
-            else {"layer": self.layers, "exit": self.exits}[kind][int(number) - 1]
-        )
+        if name == "embeddings":
+            return self.embeddings
+        kind, number = name.split("_")
+        return {"layer": self.layers, "exit": self.exits}[kind][int(number) - 1]
 
-    def each(self, change: Callable[[Model], Model]) -> "SegmentModels[Model]":
-        """The same with every model changed, a shared one once."""
+    def each(self, change: Callable[[Model], Other]) -> "SegmentModels[Other]":
+        """What `change` makes of every model, of a shared one once."""
         parts = {id(model): model for model in [self.embeddings, *self.layers, *self.exits]}
         made = {key: change(model) for key, model in parts.items()}
         return SegmentModels(
@@ -84,7 +83,7 @@ class GraphOps(Ops, Protocol):
         ...
 
 
-def run_layers(ops: GraphOps, hidden: Array, mask: Array, first: int, last: int) -> Array:
+def _run_layers(ops: GraphOps, hidden: Array, mask: Array, first: int, last: int) -> Array:
     """Layers `first`..`last`, counted from 1."""
     for layer in range(first, last + 1):
         (hidden,) = ops.segment(f"layer_{layer}", hidden, mask)
@@ -96,7 +95,7 @@ def every_exit(ops: GraphOps, inputs: Sequence[Array], exits: Sequence[int]) -> 
     hidden, mask = ops.segment("embeddings", *inputs)
     logits, previous = [], 0
     for layer in exits:
-        hidden = run_layers(ops, hidden, mask, previous + 1, layer)
+        hidden = _run_layers(ops, hidden, mask, previous + 1, layer)
         logits += ops.segment(f"exit_{layer}", hidden, mask)
         previous = layer
     return logits
@@ -122,7 +121,7 @@ def _stage(
 ) -> Array:
     """Run from after layer `previous` to the first of `exits`, and on from there for the rows that stay."""
     layer = exits[0]
-    hidden = run_layers(ops, hidden, mask, previous + 1, layer)
+    hidden = _run_layers(ops, hidden, mask, previous + 1, layer)
     (logits,) = ops.segment(f"exit_{layer}", hidden, mask)
     answer = ops.with_layer(logits, layer)
     if len(exits) == 1:

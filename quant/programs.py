@@ -14,6 +14,7 @@ from models.ops import NumpyOps
 from models.policies import Policy
 from models.tasks import Task
 
+WHOLE_NETWORKS = "recipe int8_native quantizes whole networks, without exits: exits: [none]"
 Inputs = dict[str, np.ndarray]
 Dials = dict[str, np.ndarray]
 

@@ -6,7 +6,8 @@ company, and with exits, which change the company, it runs at batch size 1 alone
 
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -21,9 +22,9 @@ from models.config import UserError
 from models.policies import Policy
 from quant import artefact
 from quant.footprint import resident_bytes
-from quant.graph import EXIT_LAYER, LOGITS
+from quant.graph import EXIT_LAYER, LOGITS, SegmentModels
 from quant.onnx_graph import HIDDEN_NAMES, OPSET, OnnxSegments, exit_model, recording_model, serving_model
-from quant.programs import Dials, ExitOutput, Inputs, Program, Recorder, StackedRecorder
+from quant.programs import WHOLE_NETWORKS, Dials, ExitOutput, Inputs, Program, Recorder, StackedRecorder
 from quant.segments import INPUT_NAMES, Segments
 
 # Names of inputs or outputs, and what their dynamic axes are called.
@@ -39,14 +40,13 @@ class OnnxRuntimeSession:
         self.native, self.calibration = segments.native, segments.calibration
         self.precision = "int8+float32" if segments.int8 else "float32"
         self.options: dict[str, Any] = {"intra_op_num_threads": threads}
+        self.singles: dict[int, Program] = {}
         if self.native == "dynamic":
             self.segments = self.segments.each(_weights_to_int8)
 
     def compile(self, model: onnx.ModelProto) -> tuple[ort.InferenceSession, int]:
         """Save, load back and optimize: what is measured is what would be deployed. And its bytes on disk."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / artefact.ONNX_GRAPH
-            onnx.save(model, path)
+        with _saved(model) as path:
             settings = ort.SessionOptions()
             settings.intra_op_num_threads = self.options["intra_op_num_threads"]
             # Idle threads sleep: another worker may have the turn.
@@ -61,12 +61,11 @@ class OnnxRuntimeSession:
 
     def footprint(self, policy: Policy | None, exits: Sequence[int], inputs: Inputs) -> int:
         """See `quant.programs.Servable`."""
-        model = self.network(exits[-1:])
-        if policy is not None:
+        if policy is None:
+            model = self.network(exits[-1:])
+        else:
             model = exit_model(self.segments, self.num_labels, policy, exits)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / artefact.ONNX_GRAPH
-            onnx.save(model, path)
+        with _saved(model) as path:
             return resident_bytes(path, inputs, self.options)
 
     def network(self, exits: Sequence[int]) -> onnx.ModelProto:
@@ -83,14 +82,16 @@ class OnnxRuntimeSession:
     def with_exits(self, policy: Policy, exits: Sequence[int]) -> Program:
         """The network with its exits inside."""
         if self.native == "static":
-            raise UserError("recipe int8_native quantizes whole networks, without exits: exits: [none]")
+            raise UserError(WHOLE_NETWORKS)
         session, size = self.compile(exit_model(self.segments, self.num_labels, policy, exits))
         return OnnxRuntimeProgram(session, "graph", 0, self.precision, size)
 
     def without_exits(self, layer: int) -> Program:
-        """The network up to `layer` and its exit, as one graph."""
-        session, size = self.compile(self.network([layer]))
-        return OnnxRuntimeProgram(session, "single", layer, self.precision, size)
+        """The network up to `layer` and its exit, as one graph; quantized once, for recordings and for runs."""
+        if layer not in self.singles:
+            session, size = self.compile(self.network([layer]))
+            self.singles[layer] = OnnxRuntimeProgram(session, "single", layer, self.precision, size)
+        return self.singles[layer]
 
     def precisions(self) -> dict[str, str]:
         """ONNX Runtime does not say what became of an op."""
@@ -128,18 +129,26 @@ def _arrays(session: ort.InferenceSession, names: list[str], inputs: Inputs) -> 
     return found
 
 
+@contextmanager
+def _saved(model: onnx.ModelProto) -> Iterator[Path]:
+    """The model as a file that lasts as long as the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / artefact.ONNX_GRAPH
+        onnx.save(model, path)
+        yield path
+
+
 def convert(segments: Segments) -> OnnxSegments:
     """Every segment as an ONNX model with dynamic batch and length; a shared layer is converted once."""
-    layers: dict[int, onnx.ModelProto] = {}
     hidden: Axes = dict(zip(HIDDEN_NAMES, (HIDDEN, MASK), strict=True))
-    for layer in segments.layers:
-        if id(layer) not in layers:
-            layers[id(layer)] = _convert(layer, segments.example_hidden(), hidden, {"layer": HIDDEN})
-    return OnnxSegments(
-        embeddings=_convert(segments.embeddings, segments.example_ids(), dict.fromkeys(INPUT_NAMES, HIDDEN), hidden),
-        layers=[layers[id(layer)] for layer in segments.layers],
-        exits=[_convert(exit_, segments.example_hidden(), hidden, {LOGITS: {0: "batch"}}) for exit_ in segments.exits],
-    )
+
+    def converted(module: nn.Module) -> onnx.ModelProto:
+        if module is segments.embeddings:
+            return _convert(module, segments.example_ids(), dict.fromkeys(INPUT_NAMES, HIDDEN), hidden)
+        answer: Axes = {LOGITS: {0: "batch"}} if module in segments.exits else {"layer": HIDDEN}
+        return _convert(module, segments.example_hidden(), hidden, answer)
+
+    return SegmentModels(segments.embeddings, segments.layers, segments.exits).each(converted)
 
 
 def _convert(

@@ -16,9 +16,9 @@ from models.config import UserError
 from models.policies import Policy
 from quant import artefact
 from quant.footprint import resident_bytes
-from quant.graph import EXIT_LAYER, LOGITS
+from quant.graph import EXIT_LAYER, LOGITS, SegmentModels
 from quant.openvino_graph import OpenVinoSegments, exit_model, recording_model, serving_model
-from quant.programs import Dials, ExitOutput, Inputs, Program, Recorder, StackedRecorder, SteppedProgram
+from quant.programs import WHOLE_NETWORKS, Dials, ExitOutput, Inputs, Program, Recorder, StackedRecorder, SteppedProgram
 from quant.segments import INPUT_NAMES, Segments, op_name
 
 # Values of a token that share a scale in dynamic INT8: the smallest that kernels take, and their default.
@@ -98,7 +98,7 @@ class OpenVinoSession:
     def with_exits(self, policy: Policy, exits: Sequence[int]) -> Program:
         """A `GraphProgram`, or the stepped program where the engine says so."""
         if self.native == "static":
-            raise UserError("recipe int8_native quantizes whole networks, without exits: exits: [none]")
+            raise UserError(WHOLE_NETWORKS)
         if self.program == "stepped":
             steps = self.steps()
             return SteppedProgram(steps, policy, exits, steps.precision, steps.size_bytes)
@@ -204,16 +204,12 @@ def _saved(model: ov.Model) -> Iterator[Path]:
 
 def convert(segments: Segments) -> OpenVinoSegments:
     """Every segment as an OpenVINO model with dynamic batch and length; a shared layer is converted once."""
-    layers: dict[int, ov.Model] = {}
-    hidden = (segments.example_hidden(), segments.dynamic_hidden())
-    for layer in segments.layers:
-        if id(layer) not in layers:
-            layers[id(layer)] = _convert(layer, *hidden)
-    return OpenVinoSegments(
-        embeddings=_convert(segments.embeddings, segments.example_ids(), segments.dynamic_ids()),
-        layers=[layers[id(layer)] for layer in segments.layers],
-        exits=[_convert(exit_, *hidden) for exit_ in segments.exits],
+    modules = SegmentModels(segments.embeddings, segments.layers, segments.exits)
+    ids, hidden = (
+        (segments.example_ids(), segments.dynamic_ids()),
+        (segments.example_hidden(), segments.dynamic_hidden()),
     )
+    return modules.each(lambda module: _convert(module, *(ids if module is segments.embeddings else hidden)))
 
 
 def _weights_to_int8(segments: OpenVinoSegments) -> OpenVinoSegments:
