@@ -281,6 +281,41 @@ def test_slices_depend_on_texts_and_seed_not_on_the_order_of_the_file(seed: int,
         assert sorted(first.splits[split].texts) == sorted(shuffled.splits[split].texts)
 
 
+def runs_of(texts: tuple[str, ...]) -> set[tuple[str, ...]]:
+    """Every six words in a row, found the slow way."""
+    return {
+        tuple(words[i : i + 6]) for words in (text.lower().split() for text in texts) for i in range(len(words) - 5)
+    }
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1000))
+def test_a_sentence_and_its_phrases_stay_together(seed: int) -> None:
+    """As in SST-2's train: sentences, cut into phrases, some of them too short to tell whose they are."""
+    chance = random.Random(seed)
+    texts = []
+    for sentence in range(60):
+        words = [f"{chance.choice('abc')}{chance.randrange(40)}" for _ in range(chance.randrange(6, 14))]
+        cuts = [sorted(chance.sample(range(len(words) + 1), 2)) for _ in range(chance.randrange(5))]
+        texts += [(f"{sentence} " + " ".join(words),), *((" ".join(words[first:last]),) for first, last in cuts)]
+    data = split_rows(rows(texts), {"dev": rows([("dev",)], "dev")}, seed, overlap="drop")
+    found = {name: set().union(*map(runs_of, data.splits[name].texts)) for name in ("fit", "select", "tune")}
+    assert not found["fit"] & found["select"]
+    assert not found["fit"] & found["tune"]
+    assert not found["select"] & found["tune"]
+    for name in ("select", "tune"):
+        # Whole groups, the last of which may go beyond a tenth; each has a row that is long enough.
+        assert round(0.1 * len(texts)) <= len(data.splits[name]) <= round(0.1 * len(texts)) + 5
+
+
+def test_a_way_of_speaking_links_nothing() -> None:
+    """What more rows share than a slice holds is no text: those rows are apart unless they are the same."""
+    letters = [(f"thank you for writing to us about number {i // 2} .",) for i in range(100)]
+    data = split_rows(rows(letters), {"dev": rows([("dev",)], "dev")}, 1, overlap="drop")
+    assert (data.counts["fit"], data.counts["select"], data.counts["tune"]) == (80, 10, 10)
+    assert data.counts["duplicates_grouped"] == 50
+
+
 def test_slices_are_a_tenth_each_and_2000_rows_at_most() -> None:
     dev = {"dev": rows([("dev",)], "dev")}
     small = split_rows(rows([(f"row {i}",) for i in range(100)]), dev, 1, overlap="drop").counts
