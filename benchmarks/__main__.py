@@ -144,10 +144,15 @@ def _command(options: argparse.Namespace) -> int:
         from benchmarks.reference import run
 
         return run(options, partial(print, flush=True))
+    from benchmarks.expansion import unmatched
     from benchmarks.suite import read_suite
 
     suite = read_suite(options.suite)
-    suite = suite.smoke() if options.smoke else suite
+    if options.smoke:
+        suite = suite.smoke()
+    else:
+        for pattern in unmatched(suite):
+            print(f"exclude: {pattern!r} is in no case of suite {suite.name}; --dry-run prints them", file=sys.stderr)
     if options.command == "train":
         return _train(options, suite)
     return _dry_run(suite, options.only) if options.dry_run else _run(options, suite)
@@ -245,26 +250,18 @@ def _print_exits(folder: Path, metric: str) -> None:
 
 
 def _dry_run(suite: "Suite", only: str | None) -> int:
-    from benchmarks.expansion import check_fewer_layers, estimate, expand_all, left_out, nothing_to_run, selected
-    from benchmarks.suite import layers_of
+    from benchmarks.expansion import estimate, foreseen, left_out, nothing_to_run, selected
 
-    rows = minutes = disk = 0
-    for task in suite.tasks:
-        for checkpoint in suite.checkpoints:
-            num_layers, method = layers_of(checkpoint), checkpoint.method.kind if checkpoint.method else "folder"
-            check_fewer_layers(checkpoint, num_layers)
-            seed = "" if checkpoint.seed is None else f"-seed{checkpoint.seed}"
-            names = [method + seed, *(f"classifier-{layers}{seed}" for layers in checkpoint.fewer_layers)]
-            runs = selected(expand_all(suite, task, checkpoint, num_layers, names), only)
-            cost = estimate(suite, runs)
-            for run in runs:
-                print(run.case)
-            rows, minutes, disk = rows + len(runs), minutes + cost.minutes, disk + cost.disk_mb
-    if not rows:
+    runs = selected(foreseen(suite), only)
+    if not runs:
         raise nothing_to_run(suite, only)
+    for run in runs:
+        print(run.case)
+    cost = estimate(suite, runs)
     for reason in left_out(suite):
         print(f"left out: {reason}")
-    print(f"{rows} runs, roughly {minutes:.0f} minutes of measuring (training apart) and {disk:.0f} MB of disk")
+    minutes, disk = f"{cost.minutes:.0f} minutes of measuring (training apart)", f"{cost.disk_mb:.0f} MB of disk"
+    print(f"{len(runs)} runs, roughly {minutes} and {disk}")
     return 0
 
 

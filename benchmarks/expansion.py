@@ -2,8 +2,10 @@
 
 import itertools
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
 
-from benchmarks.suite import CheckpointSpec, RunSpec, Suite, engine_label, recipe_label
+from benchmarks.suite import CheckpointSpec, RunSpec, Suite, engine_label, layers_of, recipe_label
 from models.config import UserError
 from models.methods import Classifier
 from models.policies import Fixed, Policy
@@ -71,6 +73,27 @@ def expand(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> list[R
     return list(runs.values())
 
 
+def foreseen(suite: Suite) -> list[RunSpec]:
+    """All runs of a suite without its data: a checkpoint's name has its seed, if it has one, where a hash will stand.
+
+    Raises:
+        UserError: as `expand`.
+    """
+    runs = []
+    for task, spec in itertools.product(suite.tasks, suite.checkpoints):
+        num_layers = layers_of(spec)
+        check_fewer_layers(spec, num_layers)
+        runs += expand_all(suite, task, spec, num_layers, _names(suite, task, spec))
+    return runs
+
+
+def _names(suite: Suite, task: Task, spec: CheckpointSpec) -> list[str]:
+    if spec.folder is not None:
+        return [Path(spec.folder).name]
+    trainings = [spec.training(task, suite.seed), *spec.truncated(task, suite.seed).values()]
+    return [f"{training.stem}-{'' if spec.seed is None else f'seed{spec.seed}'}" for training in trainings]
+
+
 def selected(runs: list[RunSpec], only: str | None) -> list[RunSpec]:
     """The runs whose case contains `only`."""
     return [run for run in runs if only is None or only in run.case]
@@ -94,6 +117,12 @@ def left_out(suite: Suite) -> list[str]:
     ]
     reasons += [shape.unfit() for shape in suite.shapes]
     return list(dict.fromkeys(reason for reason in reasons if reason))
+
+
+def unmatched(suite: Suite) -> list[str]:
+    """The patterns of `exclude` that no case matches: a mistake, or they name what cannot run here anyway."""
+    cases = [run.case for run in foreseen(suite.model_copy(update={"exclude": []}))]
+    return [pattern for pattern in suite.exclude if not any(fnmatch(case, pattern) for case in cases)]
 
 
 def _skipped(suite: Suite, problem: str | None) -> bool:
@@ -126,4 +155,4 @@ def estimate(suite: Suite, runs: list[RunSpec]) -> Estimate:
     passes = suite.timing.rows * (suite.timing.repeats + 3)
     layers = sum(run.exits[-1] for run in runs)
     seconds = 30.0 * len(workers) + layers * passes / row_layers_per_second
-    return Estimate(minutes=seconds / 60, disk_mb=0.3 * len(runs) + 0.5 * len(workers))
+    return Estimate(minutes=seconds / 60, disk_mb=0.05 * len(runs) + 0.5 * len(workers))

@@ -43,10 +43,15 @@ class TrainingSpec(Config):
             return self.backbone.label
         return Path(self.classifier or "").name
 
+    @property
+    def stem(self) -> str:
+        """`task-method-start`, which a folder's name begins with."""
+        return f"{self.task.name}-{self.method.kind}-{self.start_name}"
+
     def folder_name(self, data_hash: str) -> str:
         """`task-method-start-hash`; the hash covers this whole spec and the data."""
         digest = hashlib.sha256((self.model_dump_json() + data_hash).encode()).hexdigest()
-        return f"{self.task.name}-{self.method.kind}-{self.start_name}-{digest[:8]}"
+        return f"{self.stem}-{digest[:8]}"
 
 
 def trained_on(checkpoint: Checkpoint) -> tuple[TrainingSpec, int]:

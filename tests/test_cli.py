@@ -116,6 +116,12 @@ def test_dry_run_tells_and_starts_nothing(call: Callable[..., Said], tmp_path: P
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_pattern_that_leaves_nothing_out_is_told(call: Callable[..., Said], tmp_path: Path):
+    said = call("run", suites.write(tmp_path, exclude=["*/entrpy-*"]), "--dry-run")
+    assert said.code == 0
+    assert re.fullmatch(r"exclude: '\*/entrpy-\*' is in no case of suite \w+; --dry-run prints them\n", said.err)
+
+
 def _must_not_run(*_: Any, **__: Any) -> None:
     raise AssertionError("a dry run started something")
 

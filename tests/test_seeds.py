@@ -58,7 +58,7 @@ def test_a_dry_run_tells_seeds_apart(tmp_path: Path, capsys: pytest.CaptureFixtu
     path = suites.write(tmp_path, checkpoints=[CHECKPOINT | {"seed": [42, 43]}, CHECKPOINT])
     assert main(["run", str(path), "--dry-run"]) == 0
     cases = [line.split("/")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("synthetic/")]
-    assert list(dict.fromkeys(cases)) == ["pabee-seed42", "pabee-seed43", "pabee"]
+    assert list(dict.fromkeys(cases)) == [f"synthetic-pabee-bert-2x32-{seed}" for seed in ("seed42", "seed43", "")]
 
 
 def test_a_finished_folder_takes_no_seed(tmp_path: Path):

@@ -1,14 +1,17 @@
 """Suites: what they accept, what they expand to, and how they name a mistake."""
 
 import json
+import re
 from collections import Counter
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.expansion import estimate, expand, nothing_to_run, selected
-from benchmarks.suite import CheckpointSpec, RunSpec, Shape, layers_of, read_suite
+from benchmarks.expansion import estimate, expand, expand_all, foreseen, nothing_to_run, selected, unmatched
+from benchmarks.session import planned_folders
+from benchmarks.suite import SHIPPED, CheckpointSpec, RunSpec, Shape, layers_of, read_suite
 from models.config import UserError
 from models.families import Fresh, Pretrained
 from models.policies import Entropy, Fixed, Imposed, Patience
@@ -300,6 +303,24 @@ def test_exclude_leaves_cases_out(tmp_path: Path):
     assert found == ["exits-1.2.3.4/" + p for p in ("fixed-last", "entropy-0.1", "entropy-0.2")] + [
         "no-exits/fixed-last"
     ]
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_pattern_of_a_shipped_suite_leaves_something_out(path: Path):
+    suite = read_suite(path)
+    assert unmatched(suite) == []
+    cases = [run.case for run in foreseen(suite)]
+    assert not any(fnmatch(case, pattern) for case in cases for pattern in suite.exclude)
+
+
+def test_foreseen_cases_are_those_of_the_run_but_for_the_hash(tmp_path: Path):
+    suite = parse(tmp_path, exclude=["*-pabee-*/no-exits/*", "*/nothing/*"])
+    task, spec = suite.tasks[0], suite.checkpoints[0]
+    folders = planned_folders(spec, task, suite.seed, "a hash of data", tmp_path)
+    real = expand_all(suite, task, spec, layers_of(spec), [folder.name for folder, _ in folders])
+    assert real
+    assert [re.sub(r"(?<=-)[0-9a-f]{8}(?=/)", "", run.case) for run in real] == [run.case for run in foreseen(suite)]
+    assert unmatched(suite) == ["*/nothing/*"]
 
 
 @pytest.mark.parametrize(
