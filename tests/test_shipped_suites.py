@@ -30,8 +30,11 @@ ONLY = {
     "ablation_rte": "romebert",
     "ablation_sst2": "fastbert",
     "bert_base_timing": "pabee",
+    "bert_large_timing": "pabee",
     "rte_mrpc_exits": "pabee",
+    "shapes_timing": "pabee",
     "sst2_exits": "deebert",
+    "sst2_minilm": "pabee",
     "stsb_exits": "pabee",
 }
 
