@@ -5,13 +5,15 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from benchmarks.reference_flags import add_flags
 from models.command import exit_code, quiet
 from models.config import UserError
 
 if TYPE_CHECKING:  # PyTorch and transformers take seconds to import, and --help needs neither
+    from pydantic.fields import FieldInfo
+
     from benchmarks.suite import Suite
 
 EPILOG = """examples:
@@ -185,7 +187,7 @@ def _run(options: argparse.Namespace, suite: "Suite") -> int:
             failed += measure(session, console.print)
     for record in failed:
         console.print(f"failed: {record.case}: {record.error}", style="red", markup=False)
-    console.print(f"records: {output / 'records.jsonl'}")
+    console.print(f"records: {output / 'records.jsonl'}; report: python -m reports render {output}")
     return 1 if failed else 0
 
 
@@ -311,8 +313,17 @@ def _list() -> int:
             kinds = ", ".join(get_args(case.model_fields["kind"].annotation))
             summary = (case.__doc__ or "").strip().splitlines()[0]
             print(f"  {kinds:<12} {summary}")
+            options = [_option(name, field) for name, field in case.model_fields.items() if name != "kind"]
+            if options:
+                print(f"  {'':<12} options: {', '.join(options)}")
     print(f"families\n  {', '.join(FAMILIES)}\nbackbones by short name\n  {', '.join(SHORT_NAMES)}")
     return 0
+
+
+def _option(name: str, field: "FieldInfo") -> str:
+    """The name of an option, with its values where it has a few."""
+    values = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    return f"{name} ({' | '.join(map(str, values))})" if values else name
 
 
 def _cases(union: object) -> list[type]:

@@ -141,7 +141,7 @@ class RunRecord(Config):
         session: runs timed turn by turn with each other share it; ratios are formed only within one.
         exits: the kept exits (layers from 1); one entry without exits (the network ends there).
         with_exits: whether the program can leave early. `fixed` without exits is the whole or truncated network.
-        program: graph (exits inside one compiled graph), stepped, or single (no exits, one graph).
+        program: graph (exits inside one compiled graph; also if `engine` trims), stepped, or single (graph, no exits).
         precision: what the compiled program says it runs in.
         scores: split -> metric -> value in [-1, 1], from the recorded logits; empty for timing-only runs.
         exit_counts: split -> rows that left at layers 1..L.

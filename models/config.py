@@ -116,7 +116,8 @@ def explain(
     elif first["type"] == "union_tag_not_found":
         problem = f"kind: is required; add it to {given!r}"
     else:
-        problem = f"{_lower(first['msg'].removeprefix('Value error, '))}, found {given!r}"
+        message = _lower(first["msg"].removeprefix("Value error, "))
+        problem = message if ", found " in message else f"{message}, found {given!r}"
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return UserError(f"{source}: {path}: {problem}{more}")
 
