@@ -4,7 +4,8 @@ A point of the space names one option of each axis: a network (a checkpoint, the
 its truncations), and the recipe's options. Dials are no axis: replay tries all of them at every point.
 
 A strategy is a function of the seed and of what was tried, so a resumed search goes on as if it had never stopped.
-Every one begins with the first option of each axis, and none tries a point twice.
+Every one begins with the first option of each axis and with all networks without exits, whole and of fewer layers, the
+rivals of what it searches; and none tries a point twice.
 """
 
 import itertools
@@ -138,11 +139,13 @@ def space_of(tuning: Tuning, members: list[Member]) -> Space:
 
 def following(space: Space, tried: list[Tried], name: str, seed: int) -> Choice | None:
     """What the strategy called `name` tries next, or None where nothing is left."""
-    if len({attempt.choice for attempt in tried}) == prod(space.shape):
+    known = {attempt.choice for attempt in tried}
+    if len(known) == prod(space.shape):
         return None
-    if not tried:
-        return (0,) * len(space.shape)
-    return STRATEGIES[name](space, tried, seed + len(tried))
+    defaults = (0,) * (len(space.shape) - 1)
+    without_exits = (i for i, network in enumerate(space.networks) if not network.policies)
+    begin = _first_unknown(((i, *defaults) for i in itertools.chain([0], without_exits)), known)
+    return begin or STRATEGIES[name](space, tried, seed + len(tried))
 
 
 def _basic(space: Space, tried: list[Tried], seed: int) -> Choice | None:

@@ -4,6 +4,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -344,6 +345,23 @@ def test_basic_goes_by_lpots_order():
         *[(1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1)],
         *[(1, 1, 0, 1), (1, 1, 1, 1)],
     ]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_networks_without_exits_are_tried_first(name: str):
+    early = tuple(Patience(patience=patience) for patience in (1, 2))
+    networks = [
+        Network("a", (2, 4), early),
+        Network("a", (1, 2, 3, 4)),
+        Network("b", (2,)),
+        Network("b", (1, 2), early),
+    ]
+    tuning = parse(quantization={"calibration": {"sampling_size": [4, 8, 16]}})
+    space, tried = Space(tuning, networks, {"a": 4, "b": 2}), []
+    while (choice := following(space, tried, name, 3)) is not None:
+        tried.append(Tried(choice, value=1.0, mse=0.0))
+    assert [attempt.choice for attempt in tried[:3]] == [(network, 0, 0) for network in (0, 1, 2)]
+    assert len({attempt.choice for attempt in tried}) == len(tried) == prod(space.shape)
 
 
 def test_mse_puts_together_what_comes_nearest_to_float32():
