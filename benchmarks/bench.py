@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import psutil
 
 from benchmarks.recordings import Recording, read_recording, recording_path, save_recording
 from benchmarks.records import Timing
@@ -16,8 +17,8 @@ from benchmarks.tuning import Performance
 from benchmarks.worker import Built, WorkerError, ask_all
 from models.encoding import encode
 
-# Workers alive at a time, the anchor's apart: each holds a network in memory, and takes long to open again.
-MOST_WORKERS = 3
+# Workers stay, for they take long to open again, until this share of memory is taken; then those opened first end.
+MEMORY_SHARE = 0.5
 
 
 class WorkerBench:
@@ -91,8 +92,8 @@ class WorkerBench:
         key = worker_key(run)
         if key not in self.workers:
             others = [other for other in self.workers if other != worker_key(self.anchor)]
-            if len(others) >= MOST_WORKERS and key != worker_key(self.anchor):
-                self._close(others[0])
+            while others and psutil.virtual_memory().percent > 100 * MEMORY_SHARE:
+                self._close(others.pop(0))
             self.workers[key] = open_workers(self.session, run, self.splits, timed="tune")
         try:
             return ask_all(self.workers[key][:instances], request, *arguments)
