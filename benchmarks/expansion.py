@@ -121,6 +121,8 @@ def left_out(suite: Suite) -> list[str]:
 
 def unmatched(suite: Suite) -> list[str]:
     """The patterns of `exclude` that no case matches: a mistake, or they name what cannot run here anyway."""
+    if not suite.exclude:
+        return []
     cases = [run.case for run in foreseen(suite.model_copy(update={"exclude": []}))]
     return [pattern for pattern in suite.exclude if not any(fnmatch(case, pattern) for case in cases)]
 
