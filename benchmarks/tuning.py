@@ -202,7 +202,7 @@ class Performance(Config):
 
 
 class Peer(Config):
-    """A recipe on an engine, for the winner's checkpoint without exits."""
+    """A recipe on an engine, in which the networks without exits are measured beside the winner, too."""
 
     recipe: Recipe
     engine: Engine

@@ -1,5 +1,6 @@
 """From a tuning file to its winner: load, search, measure the best once on dev, and write what serves it."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def run_tuning(
     write_suite(output / SUITE, suite)
     say(f"{'PASS' if outcome.passed else 'FAIL'}: {_criterion(outcome)}")
     say(f"{kind_of(winner, session)}: {winner.case}")
-    runs = {run.case: run for run in [winner, *_beside(space, outcome, winner, fewer)]}
+    runs = {run.case: run for run in [winner, *beside(space, outcome, winner, fewer)]}
     final = replace(session, suite=suite, runs=list(runs.values()), output=output / FINAL)
     failed = measure(final, say)
     for record in failed:
@@ -74,6 +75,16 @@ def best_truncated(outcome: Outcome, session: Session) -> RunSpec | None:
     timed = [trial for trial in outcome.trials if trial.timing is not None and _is_truncated(trial, session)]
     best = best_of(outcome.tuning, timed)
     return None if best is None else spec_of(outcome.tuning, best)
+
+
+def best_of_each(outcome: Outcome) -> list[RunSpec]:
+    """The best early exit of every checkpoint: the fastest within the criterion, or the one that scores best."""
+    early: dict[str, list[TrialRecord]] = {}
+    for trial in outcome.trials:
+        if trial.with_exits:
+            early.setdefault(trial.checkpoint, []).append(trial)
+    bests = (best_of(outcome.tuning, trials) for trials in early.values())
+    return [spec_of(outcome.tuning, best) for best in bests if best is not None]
 
 
 def kind_of(winner: RunSpec, session: Session) -> str:
@@ -133,13 +144,23 @@ def _is_truncated(trial: TrialRecord, session: Session) -> bool:
     return not trial.with_exits and trial.exits[-1] < session.members[trial.checkpoint].depth
 
 
-def _beside(space: Space, outcome: Outcome, winner: RunSpec, fewer: RunSpec | None) -> list[RunSpec]:
-    """What the winner is measured beside: fewer layers, whole networks in INT8 and float32, and the peers asked for."""
+def beside(space: Space, outcome: Outcome, winner: RunSpec, fewer: RunSpec | None) -> list[RunSpec]:
+    """What the winner is measured beside.
+
+    Fewer layers and the whole network, both also as the peers asked for run them; whole networks in the default recipe
+    and in float32; and the best early exit of every checkpoint.
+    """
+    tuning = outcome.tuning
     whole = winner.checkpoint if winner.checkpoint in space.depths else next(iter(space.depths))
-    own = space.whole(whole, winner.recipe)
-    peers = [replace(own, recipe=peer.recipe, engine=peer.engine) for peer in outcome.tuning.evaluation.peers]
-    runs = [own, space.anchor, spec_of(outcome.tuning, outcome.baseline), *peers]
-    return runs if fewer is None else [fewer, *runs]
+    without_exits = [space.whole(whole, winner.recipe), *([] if fewer is None else [fewer])]
+    peers = itertools.product(tuning.evaluation.peers, without_exits)
+    return [
+        *without_exits,
+        *(replace(run, recipe=peer.recipe, engine=peer.engine) for peer, run in peers),
+        space.anchor,
+        spec_of(tuning, outcome.baseline),
+        *best_of_each(outcome),
+    ]
 
 
 def _criterion(outcome: Outcome) -> str:

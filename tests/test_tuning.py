@@ -25,9 +25,10 @@ from benchmarks.strategies import STRATEGIES, Network, Space, Tried, following, 
 from benchmarks.suite import RunSpec, layers_of, read_suite
 from benchmarks.tuner import Outcome, meets, relative, spec_of, tune
 from benchmarks.tuning import Tuning, read_tuning
+from benchmarks.winner import beside
 from benchmarks.worker import WorkerError
 from models.config import UserError
-from models.policies import Entropy, Patience
+from models.policies import Entropy, Fixed, Patience
 from quant.artefact import EarlyExitModel
 from quant.export import Exported
 from quant.recipes import Float32
@@ -307,6 +308,42 @@ def test_exhaustive_finds_the_best_of_the_grid(tmp_path: Path):
             assert trial.case == min(scores)[2]
         else:
             assert trial.timing is None
+
+
+def test_what_the_winner_is_measured_beside(tmp_path: Path):
+    peers = [{"recipe": "int8_native", "engine": "onnxruntime"}]
+    tuning = parse(
+        evaluation={"peers": peers},
+        tuning=TINY["tuning"] | {"exit_policy": {"max_trials": 1000}, "strategy": {"name": "exhaustive"}},
+    )
+    networks = [
+        network._replace(checkpoint=name) for name in ("ck", "other") for network in table_space(tuning).networks
+    ]
+    space = Space(tuning, networks, {"ck": LAYERS, "other": LAYERS})
+    bench = Table()
+    outcome = tune(space, bench, bench.labels, "identity", tmp_path, say=lambda line: None)
+    winner = spec_of(tuning, outcome.best)
+    fewer = replace(space.whole("other", winner.recipe), exits=(2,), policy=Fixed(layer=2))
+    runs = {run.case: run for run in beside(space, outcome, winner, fewer)}
+    best = {
+        name: min(
+            (relative(tuning, trial.timing), trial.case)
+            for trial in outcome.trials
+            if trial.checkpoint == name and trial.with_exits and trial.timing is not None
+        )[1]
+        for name in ("ck", "other")
+    }
+    assert {case for case, run in runs.items() if run.with_exits} == set(best.values())
+    without = [
+        (run.checkpoint, run.recipe.kind, run.engine.kind, run.exits) for run in runs.values() if not run.with_exits
+    ]
+    own, ours = winner.checkpoint, ("int8_static", "openvino")
+    assert {(own, *ours, (LAYERS,)), ("other", *ours, (2,))} <= set(without)
+    assert {(own, "int8_native", "onnxruntime", (LAYERS,)), ("other", "int8_native", "onnxruntime", (2,))} <= set(
+        without
+    )
+    assert outcome.baseline.case in runs
+    assert space.anchor.case in runs
 
 
 def test_random_search_comes_to_an_end(tmp_path: Path):
