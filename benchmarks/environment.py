@@ -32,7 +32,7 @@ def toolchain() -> dict[str, str]:
 
 @cache
 def environment() -> dict[str, Any]:
-    """The machine and software, json-able. `kernel_flags` empty of VNNI and AMX means INT8 will hardly be faster."""
+    """The machine and software, json-able. Without VNNI or AMX in `kernel_flags`, INT8 gains less and errs more."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),

@@ -23,6 +23,11 @@ def has_bfloat16() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & isa_flags())
 
 
+def has_int8_dot_products() -> bool:
+    """Whether the CPU adds products of INT8 in 32 bits: VNNI or AMX. Others add pairs of them in 16, which overflow."""
+    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & isa_flags())
+
+
 def processors() -> list[int]:
     """Numbers of the processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):

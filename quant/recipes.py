@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field
 from torch import nn
 
 from models.config import Config, UserError, nearest
+from models.cpu import has_int8_dot_products
 from models.data import Rows
 from models.encoding import collate, encode
 from models.network import MultiExitNetwork
@@ -267,7 +268,17 @@ def _quantize(
     dynamic: Any = segments.dynamic_hidden()
     graph: Any = export(module, inputs_like, dynamic_shapes=dynamic)
     prepared: Any = prepare(graph, config)
+    if not has_int8_dot_products():
+        _spare_a_bit_of_weights(prepared)
     with torch.no_grad():
         for hidden, mask in inputs:
             prepared(hidden, mask)
     return convert(prepared)
+
+
+def _spare_a_bit_of_weights(prepared: torch.fx.GraphModule) -> None:
+    """Let weights take 7 bits, so that two products with 8-bit activations fit into 16 bits."""
+    for node in prepared.graph.nodes:
+        if node.op == "call_module" and node.args and node.args[0].op == "get_attr":
+            observer: Any = prepared.get_submodule(node.target)
+            observer.quant_min, observer.quant_max = -64, 63

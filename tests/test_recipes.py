@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.worker import _coverage
 from models.config import UserError
+from models.cpu import has_bfloat16
 from models.network import ExitsConfig
 from quant.engines.openvino import OpenVinoSession
 from quant.recipes import Int8Static, _of_equal_length, apply_recipe, check_fallback, linear_ops
@@ -16,6 +17,8 @@ from tests import tiny
 
 ROWS = tiny.encoded(24, seed=5)
 LAYERS = 2
+# Without bfloat16 in the CPU, OpenVINO computes in float32 what was to be bfloat16, and says so.
+REST = "bfloat16" if has_bfloat16() else "float32"
 
 
 @cache
@@ -94,7 +97,7 @@ def test_weights_have_a_scale_for_each_channel_or_one():
                 "exit_2": "float32: fallback exit_2",
             },
         ),
-        (BERT, Int8Static(fallback=["layer_1"], rest="bfloat16"), {"layer_1": "bfloat16: fallback layer_1"}),
+        (BERT, Int8Static(fallback=["layer_1"], rest="bfloat16"), {"layer_1": f"{REST}: fallback layer_1"}),
         (
             BERT,
             Int8Static(fallback=["layer_2.attention.self"]),

@@ -19,6 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from torch import nn
 
 from models.config import UserError
+from models.cpu import has_int8_dot_products
 from models.policies import Policy
 from quant import artefact
 from quant.footprint import resident_bytes
@@ -175,10 +176,11 @@ def _convert(
 
 
 def _weights_to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights as INT8; activations are quantized as they come."""
+    """Weights as INT8, a scale for each column; activations are quantized as they come."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
-        quantize_dynamic(model, path, weight_type=QuantType.QInt8)
+        narrow = not has_int8_dot_products()
+        quantize_dynamic(model, path, per_channel=True, reduce_range=narrow, weight_type=QuantType.QInt8)
         return onnx.load(path)
 
 
@@ -192,6 +194,7 @@ def _static(model: onnx.ModelProto, calibration: Sequence[Inputs]) -> onnx.Model
             _Rows(calibration),
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
+            reduce_range=not has_int8_dot_products(),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True},

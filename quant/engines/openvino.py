@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from models.config import UserError
+from models.cpu import has_int8_dot_products
 from models.policies import Policy
 from quant import artefact
 from quant.footprint import resident_bytes
@@ -81,8 +82,13 @@ class OpenVinoSession:
         import nncf
 
         rows, kind = nncf.Dataset(self.calibration), nncf.ModelType.TRANSFORMER
+        options = nncf.AdvancedQuantizationParameters()
+        if not has_int8_dot_products():
+            options.overflow_fix = nncf.OverflowFix.ENABLE
         with redirect_stdout(StringIO()):  # its progress bars
-            return nncf.quantize(model, rows, model_type=kind, subset_size=len(self.calibration))
+            return nncf.quantize(
+                model, rows, model_type=kind, subset_size=len(self.calibration), advanced_parameters=options
+            )
 
     def save(self, policy: Policy, exits: Sequence[int], folder: Path) -> list[str]:
         """See `quant.programs.Servable`."""
