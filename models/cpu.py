@@ -24,7 +24,11 @@ def has_bfloat16() -> bool:
 
 
 def has_int8_dot_products() -> bool:
-    """Whether the CPU adds products of INT8 in 32 bits: VNNI or AMX. Others add pairs of them in 16, which overflow."""
+    """Whether the CPU adds products of INT8 in 32 bits: VNNI or AMX.
+
+    Others add pairs of them in 16 bits, which overflow (oneDNN's developer guide, "Nuances of int8 computations"), so
+    weights take 7 bits there.
+    """
     return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & isa_flags())
 
 

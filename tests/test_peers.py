@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
+from onnx import numpy_helper
 
 from models.config import UserError
 from models.cpu import has_int8_dot_products
 from models.ops import NumpyOps
 from models.policies import Entropy, entropy, replay
 from quant.engine import cannot_run
+from quant.engines import onnxruntime
 from quant.engines.onnxruntime import OnnxRuntimeSession
 from quant.engines.openvino import OpenVinoSession
 from quant.onnx_graph import exit_model
@@ -90,6 +92,19 @@ def test_an_onnx_graph_holds_each_weight_once(family: str):
     for graph in (session.network(EXITS).graph, exit_model(session.segments, 3, Entropy(threshold=0.5), EXITS).graph):
         weights = sum(len(tensor.raw_data) for tensor in graph.initializer)
         assert 0.9 * whole < weights < 1.02 * whole
+
+
+@pytest.mark.parametrize("recipe", [Int8Native(), Int8Dynamic()], ids=["static", "dynamic"])
+@pytest.mark.parametrize(("dot_products", "most"), [(True, 128), (False, 64)])
+def test_onnx_weights_take_7_bits_where_sums_take_16(
+    monkeypatch: pytest.MonkeyPatch, recipe: Any, dot_products: bool, most: int
+):
+    monkeypatch.setattr(onnxruntime, "has_int8_dot_products", lambda: dot_products)
+    calibration = tiny.batches(tiny.encoded(12, seed=6), 1, "bert")
+    session = OnnxRuntimeSession(apply_recipe(recipe, network("bert"), calibration), 1)
+    tensors = map(numpy_helper.to_array, session.network([LAYERS]).graph.initializer)
+    largest = [np.abs(values.astype(int)).max() for values in tensors if values.dtype == np.int8 and values.ndim == 2]
+    assert most - 1 <= max(largest) <= most
 
 
 def test_nncf_puts_every_linear_op_into_int8():

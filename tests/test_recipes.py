@@ -11,6 +11,7 @@ from benchmarks.worker import _coverage
 from models.config import UserError
 from models.cpu import has_bfloat16
 from models.network import ExitsConfig
+from quant import recipes
 from quant.engines.openvino import OpenVinoSession
 from quant.recipes import Int8Static, _of_equal_length, apply_recipe, check_fallback, linear_ops
 from tests import tiny
@@ -156,3 +157,19 @@ def test_patterns_that_cannot_be_followed(given: tiny.MultiExitNetwork, pattern:
 def test_shared_layers_fall_back_together():
     named: list[Any] = ["layer_1", "layer_2"]
     check_fallback(Int8Static(fallback=named), ALBERT)
+
+
+@pytest.mark.parametrize("weights", ["per_channel", "per_tensor"])
+@pytest.mark.parametrize(("dot_products", "largest"), [(True, 127), (False, 63)])
+def test_weights_take_7_bits_where_sums_take_16(
+    monkeypatch: pytest.MonkeyPatch, weights: Any, dot_products: bool, largest: int
+):
+    """255 * 64 * 2 fits into 16 bits; 255 * 127 * 2 does not."""
+    monkeypatch.setattr(recipes, "has_int8_dot_products", lambda: dot_products)
+    opened = session(BERT, Int8Static(weights=weights))
+    stored = [
+        op for op in opened.segments.layers[0].get_ops() if op.get_element_type() == ov.Type.i8 and not op.inputs()
+    ]
+    values = [np.abs(op.get_data().astype(int)).max() for op in stored if op.get_data().ndim == 2]
+    assert len(values) == 6
+    assert all(largest <= value <= largest + 1 for value in values)
