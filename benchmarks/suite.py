@@ -337,6 +337,7 @@ def recipe_label(recipe: Recipe) -> str:
         return "-".join([recipe.kind, *map(str, recipe.model_dump(exclude={"kind"}).values())])
     options = [recipe.observer, str(recipe.calibration_rows), f"s{recipe.seed}", recipe.rest]
     options += [option for option in (recipe.activations, recipe.weights) if option in ("symmetric", "per_tensor")]
+    options += [f"smooth-{recipe.smooth_alpha:.15g}"] if recipe.smooth_alpha else []
     options += [f"fallback-{','.join(recipe.fallback)}"] if recipe.fallback else []
     return "-".join([recipe.kind, *options])
 

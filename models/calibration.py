@@ -1,9 +1,14 @@
-"""How far an exit's confidence is from its accuracy."""
+"""How far an exit's confidence is from its accuracy, and what would bring it there."""
+
+from typing import Any
 
 import numpy as np
-from scipy.special import softmax
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
 
 BINS = 15
+# Temperatures looked at: beyond these an exit is blind, or right on all rows.
+COLDEST, HOTTEST = 0.02, 50.0
 
 
 def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -18,3 +23,18 @@ def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     surplus = np.bincount(bins, weights=confidence - right, minlength=BINS)
     return float(np.abs(surplus).sum() / len(labels))
+
+
+def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """What logits are divided by to make the labels most likely (Guo et al. 2017, section 4.2); above 1: overconfident.
+
+    Args:
+        logits: [N, C] float.
+        labels: [N] int.
+    """
+
+    def surprise(log_temperature: float) -> float:
+        likelihoods: Any = log_softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=-1)
+        return -likelihoods[np.arange(len(labels)), labels].mean()
+
+    return float(np.exp(minimize_scalar(surprise, bounds=np.log([COLDEST, HOTTEST]), method="bounded").x))

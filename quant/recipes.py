@@ -22,6 +22,7 @@ from models.data import Rows
 from models.encoding import collate, encode
 from models.network import MultiExitNetwork
 from quant.segments import INPUT_NAMES, Segments, cut, op_name
+from quant.smoothing import smoothed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -68,6 +69,7 @@ class Int8Static(RecipeConfig):
             fits a histogram of all values best.
         activations: unsigned with a zero point, or signed around zero.
         weights: one scale for each output channel, or one for the whole matrix.
+        smooth_alpha: how much of the activations' outliers moves into the weights (`quant.smoothing`); 0: nothing.
         calibration_rows: rows of `fit`, chosen by `seed`; none is padded, so that no padding enters the ranges.
         fallback: what is not quantized: segments (`layer_11`, `exit_*`), or parts and linear ops inside them
             (`layer_*.attention`, `layer_*.output.dense`). Each part of the dotted path is a shell pattern.
@@ -78,6 +80,7 @@ class Int8Static(RecipeConfig):
     observer: Literal["minmax", "kl"] = "minmax"
     activations: Literal["asymmetric", "symmetric"] = "asymmetric"
     weights: Literal["per_channel", "per_tensor"] = "per_channel"
+    smooth_alpha: float = Field(default=0.0, ge=0, lt=1)
     calibration_rows: int = Field(default=128, ge=1)
     seed: int = Field(default=42, ge=0)
     fallback: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*?]+$")]] = Field(default_factory=list)
@@ -249,6 +252,8 @@ def _quantize(
     linear = [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
     if all(op_name(path) in kept for path in linear):
         return module
+    if recipe.smooth_alpha:
+        module = smoothed(module, inputs, recipe.smooth_alpha, {path for path in linear if op_name(path) in kept})
     # Imported here: it takes seconds, and float recipes do without.
     from neural_compressor.torch.export import export
     from neural_compressor.torch.quantization import INT8StaticQuantConfig, convert, prepare

@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks.recordings import Recording
-from models.calibration import expected_calibration_error
+from models.calibration import best_temperature, expected_calibration_error
 from reports.hindsight import mean_entropies, overthinking, predictions_of
 from reports.runs import Row, Runs
 from reports.tables import Column, OtherTable, number, of_first_shapes, text
@@ -13,7 +13,9 @@ NOTES = [
     " first shape; exits.csv has all.",
     "Shares of all rows. wasteful: an exit before the last is right already; destructive: and the last is wrong"
     " (Kaya et al. 2019). Oracle: every row leaves at its first right exit, or at the last where none is right.",
-    "By exit: accuracy in percent, mean entropy of the answer in nats, expected calibration error (15 bins).",
+    "By exit: accuracy in percent, mean entropy of the answer in nats, expected calibration error (15 bins), and the"
+    " temperature: what its logits would have to be divided by to be calibrated. Where those of all exits are alike,"
+    " calibrating each is one other threshold for all.",
 ]
 
 
@@ -40,6 +42,7 @@ def networks_table(runs: Runs) -> OtherTable:
         Column("% by exit", 1, text("scores"), text=True),
         Column("entropy by exit", 3, text("entropies"), text=True),
         Column("ECE by exit", 2, text("ece"), text=True),
+        Column("temperature by exit", 2, text("temperatures"), text=True),
     ]
     shown, further = of_first_shapes(list(first.values()))
     return OtherTable("What the exits know", columns, shown, NOTES, "exits", further)
@@ -57,6 +60,7 @@ def _network(row: Row, recording: Recording, labels: np.ndarray) -> Row:
         "scores": _listed(100 * right.mean(axis=1), 1),
         "entropies": _listed(mean_entropies(logits), 3),
         "ece": _listed(ece, 3),
+        "temperatures": _listed([best_temperature(exit_logits, labels) for exit_logits in logits], 2),
     }
 
 

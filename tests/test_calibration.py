@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from models.calibration import BINS, expected_calibration_error
+from models.calibration import BINS, best_temperature, expected_calibration_error
 
 
 def logits_of(probabilities: list[list[float]]) -> np.ndarray:
@@ -46,3 +46,18 @@ def test_it_is_the_sum_over_bins(data: st.DataObject):
         if inside:
             expected += len(inside) / rows * abs(np.mean(confidence[inside]) - np.mean(right[inside]))
     assert expected_calibration_error(logits, labels) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_temperature_that_was_laid_on_is_found(temperature: float):
+    draw = np.random.default_rng(1)
+    logits = draw.normal(0, 2, (20_000, 3))
+    labels = (logits + draw.gumbel(size=logits.shape)).argmax(axis=1)  # drawn from softmax(logits)
+    assert best_temperature(temperature * logits, labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_the_temperature_of_two_classes_by_hand():
+    """Three in four are right at a margin of 2: calibrated at log 3, so the logits must be divided by 2 / log 3."""
+    assert best_temperature(np.array([[2.0, 0.0]] * 4), np.array([0, 0, 0, 1])) == pytest.approx(
+        2 / np.log(3), rel=1e-3
+    )
