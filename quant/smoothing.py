@@ -6,7 +6,7 @@ product, of factors that 8 bits hold better.
 """
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import nn
@@ -44,13 +44,16 @@ def smoothed(
     largest: dict[str, torch.Tensor] = {}
     read: dict[str, torch.Tensor] = {}
 
-    def watch(path: str, given: torch.Tensor) -> None:
-        seen = given.abs().flatten(0, -2).amax(0)
-        largest[path] = torch.maximum(largest[path], seen) if path in largest else seen
-        read[path] = given  # held, so that no other tensor takes its place in memory
+    def watch(path: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            seen = given[0].abs().flatten(0, -2).amax(0)
+            largest[path] = torch.maximum(largest[path], seen) if path in largest else seen
+            read[path] = given[0]  # held, so that no other tensor takes its place in memory
+
+        return hook
 
     linear = [(path, part) for path, part in module.named_modules() if isinstance(part, nn.Linear) and path not in kept]
-    hooks = [part.register_forward_pre_hook(lambda _, given, path=path: watch(path, given[0])) for path, part in linear]
+    hooks = [part.register_forward_pre_hook(watch(path)) for path, part in linear]
     for hidden, mask in inputs:
         module(hidden, mask)
     for hook in hooks:
