@@ -17,12 +17,21 @@ SMALLEST = 1e-5
 
 
 class SmoothedLinear(nn.Linear):
-    """A linear op over `x / s` with the weights `w s`; its name and shapes stay.
+    """A linear op over `x / s` with the weights `w s`.
 
     The division belongs to the op and is not folded into the normalization before it, which a residual reads, too.
+
+    Args:
+        linear: the op whose function this is.
+        channels: s, [in_features].
     """
 
     shrink: torch.Tensor
+
+    def __init__(self, linear: nn.Linear, channels: torch.Tensor):
+        super().__init__(linear.in_features, linear.out_features)
+        self.weight, self.bias = nn.Parameter(linear.weight * channels), linear.bias
+        self.register_buffer("shrink", channels.reciprocal())
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return F.linear(input * self.shrink, self.weight, self.bias)
@@ -64,9 +73,6 @@ def smoothed(
     for group in together.values():  # ops that read the same are to quantize it once
         weights = torch.stack([part.weight.abs().amax(0) for _, part in group]).amax(0)
         channels = largest[group[0][0]].clamp(min=SMALLEST) ** alpha / weights.clamp(min=SMALLEST) ** (1 - alpha)
-        shrink = channels.reciprocal()
-        for _, part in group:
-            part.weight.mul_(channels)
-            part.__class__ = SmoothedLinear
-            part.register_buffer("shrink", shrink)
+        for path, part in group:
+            module.set_submodule(path, SmoothedLinear(part, channels))
     return module
