@@ -4,6 +4,7 @@ INT8 comes from Neural Compressor 3.x post-training static quantization: every s
 calibration rows and converted to a graph of quantize / dequantize pairs, which engines lower to real INT8 kernels.
 """
 
+import copy
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -219,9 +220,10 @@ def _int8_static(
                 inputs[id(exit_)].append((hidden, mask))
     kept = fallen_back(recipe, network)
     quantized: dict[int, nn.Module] = {}
+    graphs: dict[str, Any] = {}
     for name, module in segments.named().items():
         if id(module) not in quantized:
-            quantized[id(module)] = _quantize(recipe, segments, module, inputs.pop(id(module)), set(kept[name]))
+            quantized[id(module)] = _quantize(recipe, segments, module, inputs.pop(id(module)), set(kept[name]), graphs)
     return replace(
         segments,
         layers=[quantized[id(layer)] for layer in segments.layers],
@@ -247,8 +249,13 @@ def _quantize(
     module: nn.Module,
     inputs: list[tuple[torch.Tensor, torch.Tensor]],
     kept: set[str],
+    graphs: dict[str, Any],
 ) -> nn.Module:
-    """One segment through Neural Compressor: export, prepare, calibrate, convert; `kept` ops stay in floating point."""
+    """One segment through Neural Compressor: export, prepare, calibrate, convert; `kept` ops stay in floating point.
+
+    `graphs`: of the network's segments so far, by structure. Exporting takes most of the time, and graphs of one
+    structure differ in their weights alone.
+    """
     linear = [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
     if all(op_name(path) in kept for path in linear):
         return module
@@ -271,7 +278,12 @@ def _quantize(
             config.set_local(path, INT8StaticQuantConfig(w_dtype="fp32", act_dtype="fp32"))
     inputs_like: Any = segments.example_hidden()
     dynamic: Any = segments.dynamic_hidden()
-    graph: Any = export(module, inputs_like, dynamic_shapes=dynamic)
+    structure = repr(module)
+    if structure not in graphs:
+        graphs[structure] = export(module, inputs_like, dynamic_shapes=dynamic)
+    graph = copy.deepcopy(graphs[structure])
+    graph._exported, graph.dynamic_shapes = True, dynamic  # what Neural Compressor hangs on graphs, and copies lose
+    graph.load_state_dict(module.state_dict())
     prepared: Any = prepare(graph, config)
     if not has_int8_dot_products():
         _spare_a_bit_of_weights(prepared)
