@@ -59,8 +59,8 @@ POLICIES: list[Any] = [
 ]
 # A row may leave or answer otherwise than replayed only where its decision was this close to turning, and its logits
 # may differ by as much as below. Programs in float32 and in INT8 (whose scales are fixed) differ in the last bits;
-# bfloat16 keeps 8 bits wherever a kernel ends, and in another program kernels end elsewhere. Last bits turn a value that
-# stands between two steps of INT8, which is more than that: seldom, and seen on CPUs without VNNI.
+# bfloat16 keeps 8 bits wherever a kernel ends, and in another program kernels end elsewhere. Last bits may turn a value
+# that stands between two steps of INT8, which is more than that: seldom, and seen on CPUs without VNNI.
 EPSILON = {"float32": 1e-4, "bfloat16": 0.1, "int8_static": 1e-2}
 LOGITS_TOLERANCE = {"float32": 5e-5, "bfloat16": 0.4, "int8_static": 1e-2}
 
