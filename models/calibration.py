@@ -37,4 +37,5 @@ def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         likelihoods: Any = log_softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=-1)
         return -likelihoods[np.arange(len(labels)), labels].mean()
 
-    return float(np.exp(minimize_scalar(surprise, bounds=np.log([COLDEST, HOTTEST]), method="bounded").x))
+    found: Any = minimize_scalar(surprise, bounds=np.log([COLDEST, HOTTEST]), method="bounded")
+    return float(np.exp(found.x))
