@@ -1,6 +1,7 @@
 """What this CPU can do, from /proc/cpuinfo, and which of its processors are ours."""
 
 import os
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -23,13 +24,13 @@ def has_bfloat16() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & isa_flags())
 
 
-def has_int8_dot_products() -> bool:
-    """Whether the CPU adds products of INT8 in 32 bits: VNNI or AMX.
+def has_int8_dot_products(flags: Collection[str] | None = None) -> bool:
+    """Whether this CPU, or the one of these flags, adds products of INT8 in 32 bits: VNNI or AMX.
 
     Others add pairs of them in 16 bits, which overflow (oneDNN's developer guide, "Nuances of int8 computations"), so
     weights take 7 bits there.
     """
-    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & isa_flags())
+    return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(isa_flags() if flags is None else flags)
 
 
 def processors() -> list[int]:

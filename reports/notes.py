@@ -4,6 +4,7 @@ from collections import defaultdict
 from typing import Any
 
 from benchmarks.records import CheckpointInfo, RunRecord
+from models.cpu import has_int8_dot_products
 from reports.baselines import is_int8
 from reports.runs import Row, Runs
 
@@ -207,9 +208,9 @@ def _coverage(runs: Runs, rows: list[Row]) -> list[str]:
 
 
 def _kernels(records: list[RunRecord]) -> list[str]:
-    """A warning where INT8 ran without instructions for it (`models.cpu.has_int8_dot_products`)."""
+    """A warning where INT8 ran without instructions for it."""
     flags = [record.environment["kernel_flags"] for record in records if "kernel_flags" in record.environment]
-    if not any(map(is_int8, records)) or all("vnni" in " ".join(found) or "amx" in " ".join(found) for found in flags):
+    if not any(map(is_int8, records)) or all(map(has_int8_dot_products, flags)):
         return []
     instead = "INT8 gains less speed, weights take 7 bits, and int8_dynamic on openvino leaves activations in float32"
     return [f"Warning: a CPU here has neither VNNI nor AMX: {instead}."]
