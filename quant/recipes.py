@@ -4,7 +4,6 @@ INT8 comes from Neural Compressor 3.x post-training static quantization: every s
 calibration rows and converted to a graph of quantize / dequantize pairs, which engines lower to real INT8 kernels.
 """
 
-import copy
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from models.cpu import has_int8_dot_products
 from models.data import Rows
 from models.encoding import collate, encode
 from models.network import MultiExitNetwork
-from quant.segments import INPUT_NAMES, Segments, cut, op_name
+from quant.segments import INPUT_NAMES, Graphs, Segments, cut, of_one_structure, op_name
 from quant.smoothing import smoothed
 
 if TYPE_CHECKING:
@@ -220,7 +219,7 @@ def _int8_static(
                 inputs[id(exit_)].append((hidden, mask))
     kept = fallen_back(recipe, network)
     quantized: dict[int, nn.Module] = {}
-    graphs: dict[str, Any] = {}
+    graphs: Graphs = {}
     for name, module in segments.named().items():
         if id(module) not in quantized:
             quantized[id(module)] = _quantize(recipe, segments, module, inputs.pop(id(module)), set(kept[name]), graphs)
@@ -249,13 +248,9 @@ def _quantize(
     module: nn.Module,
     inputs: list[tuple[torch.Tensor, torch.Tensor]],
     kept: set[str],
-    graphs: dict[str, Any],
+    graphs: Graphs,
 ) -> nn.Module:
-    """One segment through Neural Compressor: export, prepare, calibrate, convert; `kept` ops stay in floating point.
-
-    `graphs`: of the network's segments so far, by structure. Exporting takes most of the time, and graphs of one
-    structure differ in their weights alone.
-    """
+    """One segment through Neural Compressor: export, prepare, calibrate, convert; `kept` ops stay in floating point."""
     linear = [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
     if all(op_name(path) in kept for path in linear):
         return module
@@ -278,12 +273,8 @@ def _quantize(
             config.set_local(path, INT8StaticQuantConfig(w_dtype="fp32", act_dtype="fp32"))
     inputs_like: Any = segments.example_hidden()
     dynamic: Any = segments.dynamic_hidden()
-    structure = repr(module)
-    if structure not in graphs:
-        graphs[structure] = export(module, inputs_like, dynamic_shapes=dynamic)
-    graph = copy.deepcopy(graphs[structure])
+    graph: Any = of_one_structure(module, graphs, lambda: export(module, inputs_like, dynamic_shapes=dynamic))
     graph._exported, graph.dynamic_shapes = True, dynamic  # what Neural Compressor hangs on graphs, and copies lose
-    graph.load_state_dict(module.state_dict())
     prepared: Any = prepare(graph, config)
     if not has_int8_dot_products():
         _spare_a_bit_of_weights(prepared)

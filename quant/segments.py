@@ -4,9 +4,10 @@ No exporter takes data-dependent exits, so none is asked to: each segment is a p
 put the exits between them (`quant/graph.py`, `quant/programs.py`).
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from models.network import MultiExitNetwork
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 MAX_BATCH = 4096
 Precision = Literal["float32", "bfloat16", "float16"]
+# Exported graphs of a network's segments, by structure.
+Graphs: TypeAlias = dict[str, torch.fx.GraphModule]
 
 
 class Embeddings(nn.Module):
@@ -122,6 +125,31 @@ class Whole(nn.Module):
         for step in self.steps:
             hidden = step(hidden, mask)
         return self.exit(hidden, mask)
+
+
+def of_one_structure(module: nn.Module, graphs: Graphs, export: Callable[[], Any]) -> torch.fx.GraphModule:
+    """A segment's graph, exported unless one of its structure stands in `graphs`.
+
+    Graphs of one structure differ in their weights alone and, where they are quantized, in the scales and zero points
+    of activations, which are numbers in the graph.
+    """
+    quantized = isinstance(module, torch.fx.GraphModule)
+    structure = "\n".join(f"{node.op} {node.target}" for node in module.graph.nodes) if quantized else repr(module)
+    if structure not in graphs:
+        graphs[structure] = export()
+    graph = copy.deepcopy(graphs[structure])
+    graph.load_state_dict(module.state_dict())
+    if quantized:
+        for node, given in zip(_with_scales(graph), _with_scales(module), strict=True):
+            node.args = (node.args[0], *given.args[1:])
+    return graph
+
+
+def _with_scales(graph: torch.fx.GraphModule) -> list[torch.fx.Node]:
+    """The nodes that quantize activations, and back."""
+    ops = torch.ops.quantized_decomposed
+    kinds = {ops.quantize_per_tensor.default, ops.dequantize_per_tensor.default}
+    return [node for node in graph.graph.nodes if node.target in kinds]
 
 
 def op_name(path: str) -> str:

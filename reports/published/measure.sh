@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Measures published results anew and puts them beside this file. What was begun in runs/published goes on from there.
+# Measures published results anew and puts them beside this file, in a folder for CPUs whose INT8 instructions are this
+# one's. What was begun in runs/published goes on from there.
 #
 #   reports/published/measure.sh GLUE CHECKPOINTS NAME...
 #
@@ -10,9 +11,13 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(cd "$HERE/../.." && pwd)
 
 if [ $# -lt 3 ]; then
-    sed -n 's/^# \{0,1\}//; 2,7p' "${BASH_SOURCE[0]}" >&2
+    sed -n 's/^# \{0,1\}//; 2,8p' "${BASH_SOURCE[0]}" >&2
     exit 2
 fi
+instructions=avx2
+for better in avx_vnni avx512_vnni amx_int8; do
+    if grep -q -w $better /proc/cpuinfo; then instructions=$better; fi
+done
 where=(--dataset_location "$1" --checkpoints "$2")
 shift 2
 for name in "$@"; do
@@ -25,8 +30,10 @@ for name in "$@"; do
         ;;
     *) "$ROOT/run_benchmark.sh" --topology "$name" "${where[@]}" --output "$begun" ;;
     esac
-    rm -rf "${HERE:?}/$name"
-    cp -r "$begun" "$HERE/$name"
+    published=$HERE/$instructions/$name
+    rm -rf "${published:?}"
+    mkdir -p "$HERE/$instructions"
+    cp -r "$begun" "$published"
     # What serves, and what tells how the run went, is not a result.
-    find "$HERE/$name" \( -name artefact -o -name logs -o -name .lock \) -prune -exec rm -r {} +
+    find "$published" \( -name artefact -o -name logs -o -name .lock \) -prune -exec rm -r {} +
 done
