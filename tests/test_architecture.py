@@ -22,7 +22,14 @@ ALLOWED: dict[str, dict[str, set[str] | None]] = {
     "benchmarks": {"models": None, "quant": None, "benchmarks": None},
     "reports": {
         "reports": None,
-        "models": {"models.calibration", "models.command", "models.config", "models.ops", "models.policies"},
+        "models": {
+            "models.calibration",
+            "models.command",
+            "models.config",
+            "models.cpu",
+            "models.ops",
+            "models.policies",
+        },
         "benchmarks": {
             "benchmarks.recordings",
             "benchmarks.records",

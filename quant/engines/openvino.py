@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import openvino as ov
@@ -25,7 +25,6 @@ from quant.segments import INPUT_NAMES, Graphs, Segments, of_one_structure, op_n
 
 # Values of a token that share a scale in dynamic INT8: the smallest that kernels take, and their default.
 GROUP_SIZE = "32"
-aten = torch.ops.aten
 PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "u8": "int8", "i8": "int8"}
 
 
@@ -211,27 +210,14 @@ def _saved(model: ov.Model) -> Iterator[Path]:
 
 
 def convert(segments: Segments) -> OpenVinoSegments:
-    """Every segment as an OpenVINO model with dynamic batch and length; a shared layer is converted once.
-
-    Exporting and decomposing a graph takes five times as long as the rest of a conversion, and is done once for each
-    structure.
-    """
+    """Every segment as an OpenVINO model with dynamic batch and length; a shared layer is converted once."""
     graphs: Graphs = {}
-
-    def converted(module: nn.Module) -> ov.Model:
-        def decomposed() -> torch.fx.GraphModule:
-            if module is segments.embeddings:
-                inputs, dynamic_shapes = segments.example_ids(), segments.dynamic_ids()
-            else:
-                inputs, dynamic_shapes = segments.example_hidden(), segments.dynamic_hidden()
-            with torch.no_grad():
-                exported = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
-            return TorchFXPythonDecoder.from_exported_program(exported).pt_module
-
-        graph = of_one_structure(module, graphs, decomposed)
-        return _with_paths(ov.convert_model(TorchFXPythonDecoder(graph, dynamic_shapes=True)), graph.graph)
-
-    return SegmentModels(segments.embeddings, segments.layers, segments.exits).each(converted)
+    modules = SegmentModels(segments.embeddings, segments.layers, segments.exits)
+    ids, hidden = (
+        (segments.example_ids(), segments.dynamic_ids()),
+        (segments.example_hidden(), segments.dynamic_hidden()),
+    )
+    return modules.each(lambda module: _convert(module, *(ids if module is segments.embeddings else hidden), graphs))
 
 
 def _weights_to_int8(segments: OpenVinoSegments) -> OpenVinoSegments:
@@ -242,12 +228,23 @@ def _weights_to_int8(segments: OpenVinoSegments) -> OpenVinoSegments:
         return segments.each(lambda model: nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM))
 
 
-def _with_paths(model: ov.Model, graph: torch.fx.Graph) -> ov.Model:
-    """The model with the nodes of a linear op named `<its path>/linear/...`."""
+def _convert(module: nn.Module, inputs: tuple[torch.Tensor, ...], dynamic_shapes: Any, graphs: Graphs) -> ov.Model:
+    """One segment; the nodes of a linear op are named `<its path>/linear/...`.
+
+    Exporting and decomposing a graph takes five times as long as the rest, and is done once for each structure.
+    """
+
+    def decomposed() -> torch.fx.GraphModule:
+        with torch.no_grad():
+            exported = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
+        return TorchFXPythonDecoder.from_exported_program(exported).pt_module
+
+    graph = of_one_structure(module, graphs, decomposed)
+    model = ov.convert_model(TorchFXPythonDecoder(graph, dynamic_shapes=True))
     paths = {
         node.name: next(reversed(node.meta["nn_module_stack"].values()))[0]
-        for node in graph.nodes
-        if node.target == aten.linear.default
+        for node in graph.graph.nodes
+        if node.target == torch.ops.aten.linear.default
     }
     for node in model.get_ops():
         first, _, rest = node.get_friendly_name().partition("/")
