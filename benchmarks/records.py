@@ -238,6 +238,7 @@ class TrialRecord(Config):
     case: str
     checkpoint: str
     recipe: dict[str, Any]
+    engine: dict[str, Any]
     with_exits: bool
     exits: list[int]
     policy: dict[str, Any]

@@ -1,15 +1,16 @@
 """The space of a tuning, and what to try next in it.
 
 A point of the space names one option of each axis: a network (a checkpoint, the exits it keeps and a policy kind, or
-its truncations), and the recipe's options. Dials are no axis: replay tries all of them at every point.
+its truncations), a route (whose numbers on whose kernels), and the recipe's options; where the route's recipe has no
+such option, its axis stays at the default. Dials are no axis: replay tries all of them at every point.
 
 A strategy is a function of the seed and of what was tried, so a resumed search goes on as if it had never stopped.
-Every one begins with the first option of each axis and with all networks without exits, whole and of fewer layers, the
-rivals of what it searches; and none tries a point twice.
+Every one begins with the first option of each axis and with all networks without exits, whole and of fewer layers, by
+every route, the rivals of what it searches; and none tries a point twice.
 """
 
 import itertools
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -19,13 +20,14 @@ import numpy as np
 
 from benchmarks.session import Member
 from benchmarks.suite import RunSpec
-from benchmarks.tuning import Tuning
+from benchmarks.tuning import Route, Tuning
 from models.config import UserError
 from models.policies import Fixed, Policy
+from quant.engine import Engine
 from quant.programs import unfit
 from quant.recipes import Recipe
 
-NETWORK = "network"
+NETWORK, ROUTE = "network", "route"
 # Random points before the Bayesian search trusts its model, and how often it may propose a known one.
 START_UP, PROPOSALS = 8, 20
 
@@ -72,11 +74,36 @@ class Space:
     @cached_property
     def axes(self) -> dict[str, list[Any]]:
         """The options of every axis, defaults first."""
-        return {NETWORK: self.networks} | self.tuning.quantization.axes()
+        return {NETWORK: self.networks, ROUTE: self.tuning.routes} | self.tuning.quantization.axes()
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(len(options) for options in self.axes.values())
+
+    @property
+    def size(self) -> int:
+        """How many points there are."""
+        options = [
+            [len(values) for axis, values in self.axes.items() if axis not in (ROUTE, *self._idle(route))]
+            for route in self.tuning.routes
+        ]
+        return sum(map(prod, options))
+
+    def settled(self, choice: Choice) -> Choice:
+        """The point that a choice comes to: what its route has no use for is at the default."""
+        idle = self._idle(self.route(choice))
+        return tuple(0 if axis in idle else option for axis, option in zip(self.axes, choice, strict=True))
+
+    def unknown(self, choices: Iterable[Choice], known: Container[Choice]) -> Choice | None:
+        """The first choice that is a point and not known."""
+        return next((choice for choice in choices if choice not in known and self.settled(choice) == choice), None)
+
+    def route(self, choice: Choice) -> Route:
+        """The route of a point."""
+        return self.tuning.routes[choice[1]]
+
+    def _idle(self, route: Route) -> set[str]:
+        return self.tuning.quantization.idle(route.approach)
 
     @property
     def fallbacks(self) -> list[int]:
@@ -87,23 +114,25 @@ class Space:
     def recipe(self, choice: Choice) -> Recipe:
         """The recipe of a point."""
         taken = {axis: options[i] for (axis, options), i in zip(self.axes.items(), choice, strict=True)}
+        route = taken.pop(ROUTE)
         del taken[NETWORK]
-        return self.tuning.quantization.recipe(taken)
+        return self.tuning.quantization.recipe(route.approach, taken)
 
     @property
     def anchor(self) -> RunSpec:
         """What all trials are timed beside: the first checkpoint without exits, in the default recipe."""
-        return self.whole(next(iter(self.depths)), self.recipe((0,) * len(self.axes)))
+        default = (0,) * len(self.axes)
+        return self.whole(next(iter(self.depths)), self.recipe(default), self.route(default).engine)
 
-    def whole(self, checkpoint: str, recipe: Recipe) -> RunSpec:
+    def whole(self, checkpoint: str, recipe: Recipe, engine: Engine) -> RunSpec:
         """A whole checkpoint without exits."""
-        given = self.tuning.model.task, checkpoint, recipe, self.tuning.engine
+        given = self.tuning.model.task, checkpoint, recipe, engine
         return RunSpec(*given, False, (self.depths[checkpoint],), Fixed(), self.tuning.shape)
 
     def candidates(self, choice: Choice) -> list[RunSpec]:
         """Every dial of a point."""
         network, recipe = self.networks[choice[0]], self.recipe(choice)
-        given = self.tuning.model.task, network.checkpoint, recipe, self.tuning.engine
+        given = self.tuning.model.task, network.checkpoint, recipe, self.route(choice).engine
         if network.policies:
             return [RunSpec(*given, True, network.exits, policy, self.tuning.shape) for policy in network.policies]
         whole = network.exits[-1]
@@ -140,11 +169,12 @@ def space_of(tuning: Tuning, members: list[Member]) -> Space:
 def following(space: Space, tried: list[Tried], name: str, seed: int) -> Choice | None:
     """What the strategy called `name` tries next, or None where nothing is left."""
     known = {attempt.choice for attempt in tried}
-    if len(known) == prod(space.shape):
+    if len(known) == space.size:
         return None
-    defaults = (0,) * (len(space.shape) - 1)
-    without_exits = (i for i, network in enumerate(space.networks) if not network.policies)
-    begin = _first_unknown(((i, *defaults) for i in itertools.chain([0], without_exits)), known)
+    defaults = (0,) * (len(space.shape) - 2)
+    without_exits = [i for i, network in enumerate(space.networks) if not network.policies]
+    rivals = itertools.product(without_exits, range(len(space.tuning.routes)))
+    begin = space.unknown(((*start, *defaults) for start in [(0, 0), *rivals]), known)
     return begin or STRATEGIES[name](space, tried, seed + len(tried))
 
 
@@ -161,28 +191,29 @@ def _mse(space: Space, tried: list[Tried], seed: int) -> Choice | None:
 def _fall_back(space: Space, tried: list[Tried], worth: Callable[[Tried], float]) -> Choice | None:
     known = {attempt.choice: attempt for attempt in tried}
     ranges = [range(1 if i in space.fallbacks else size) for i, size in enumerate(space.shape)]
-    if (choice := _first_unknown(itertools.product(*ranges), known)) is not None:
+    if (choice := space.unknown(itertools.product(*ranges), known)) is not None:
         return choice
-    best = min(itertools.product(*ranges), key=lambda choice: known[choice].value)
+    best = min(filter(known.get, itertools.product(*ranges)), key=lambda choice: known[choice].value)
 
     def with_fallbacks(*axes: int) -> Choice:
         return tuple(1 if i in axes else option for i, option in enumerate(best))
 
-    if (choice := _first_unknown(map(with_fallbacks, space.fallbacks), known)) is not None:
+    if (choice := space.unknown(map(with_fallbacks, space.fallbacks), known)) is not None:
         return choice
-    order = sorted(space.fallbacks, key=lambda axis: worth(known[with_fallbacks(axis)]))
-    return _first_unknown((with_fallbacks(*order[:n]) for n in range(2, len(order) + 1)), known)
+    tried_alone = [axis for axis in space.fallbacks if with_fallbacks(axis) in known]
+    order = sorted(tried_alone, key=lambda axis: worth(known[with_fallbacks(axis)]))
+    return space.unknown((with_fallbacks(*order[:n]) for n in range(2, len(order) + 1)), known)
 
 
 def _exhaustive(space: Space, tried: list[Tried], seed: int) -> Choice | None:
     """Every point in order."""
-    return _first_unknown(itertools.product(*map(range, space.shape)), {attempt.choice for attempt in tried})
+    return space.unknown(itertools.product(*map(range, space.shape)), {attempt.choice for attempt in tried})
 
 
 def _random(space: Space, tried: list[Tried], seed: int) -> Choice:
     """Any point that was not tried."""
     draw, known = np.random.default_rng(seed), {attempt.choice for attempt in tried}
-    while (choice := tuple(draw.integers(space.shape).tolist())) in known:
+    while (choice := space.settled(tuple(draw.integers(space.shape).tolist()))) in known:
         pass
     return choice
 
@@ -202,13 +233,9 @@ def _bayesian(space: Space, tried: list[Tried], seed: int) -> Choice:
     known = {attempt.choice for attempt in tried}
     for _ in range(PROPOSALS):
         params = study.ask(distributions).params
-        if (choice := tuple(params[axis] for axis in space.axes)) not in known:
+        if (choice := space.settled(tuple(params[axis] for axis in space.axes))) not in known:
             return choice
     return _random(space, tried, seed)
-
-
-def _first_unknown(choices: Iterator[Choice], known: Container[Choice]) -> Choice | None:
-    return next((choice for choice in choices if choice not in known), None)
 
 
 STRATEGIES: dict[str, Callable[[Space, list[Tried], int], Choice | None]] = {

@@ -24,6 +24,7 @@ from benchmarks.tuning import Objective, Tuning
 from benchmarks.worker import WorkerError
 from models.config import UserError
 from models.policies import Policy
+from quant.engine import Engine
 from quant.recipes import Float32, Recipe
 
 # Calls of each side in turn: short enough that both see the same machine.
@@ -150,7 +151,8 @@ def spec_of(tuning: Tuning, trial: TrialRecord) -> RunSpec:
     """The run of a trial."""
     recipe: Recipe = TypeAdapter(Recipe).validate_python(trial.recipe)
     policy: Policy = TypeAdapter(Policy).validate_python(trial.policy)
-    given = tuning.model.task, trial.checkpoint, recipe, tuning.engine
+    engine: Engine = TypeAdapter(Engine).validate_python(trial.engine)
+    given = tuning.model.task, trial.checkpoint, recipe, engine
     return RunSpec(*given, trial.with_exits, tuple(trial.exits), policy, tuning.shape)
 
 
@@ -221,7 +223,7 @@ def _baseline(space: Space, bench: Bench, labels: np.ndarray, identity: str, fol
     """Trial 0: the best float32 network without exits, over all whole checkpoints; it sets the floor."""
     started, tuning, found = _now(), space.tuning, []
     try:
-        for run in (space.whole(checkpoint, Float32()) for checkpoint in space.depths):
+        for run in (space.whole(checkpoint, Float32(), space.anchor.engine) for checkpoint in space.depths):
             found.append(_replayed(tuning, run, bench.record(run), labels))
         best = max(found, key=lambda candidate: candidate.score)
         record = _record(tuning, identity, 0, (), best, started, timing=bench.time(best.run))
@@ -291,6 +293,7 @@ def _record(
         case=run.case,
         checkpoint=run.checkpoint,
         recipe=run.recipe.model_dump(),
+        engine=run.engine.model_dump(),
         with_exits=run.with_exits,
         exits=list(run.exits),
         policy=run.policy.model_dump(),

@@ -4,13 +4,14 @@ Keys of LPOT that could not be followed to the letter are not there, so they are
 metrics that are better when lower.
 """
 
+import itertools
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from benchmarks.numerics import Calibration, Quantization
+from benchmarks.numerics import Approach, Calibration, Quantization, listed
 from benchmarks.suite import (
     SMOKE_LAYERS,
     Checkpoints,
@@ -42,12 +43,14 @@ class ModelSection(Config):
     """What is tuned.
 
     Attributes:
-        framework: the engine that runs every candidate, and serves the winner.
+        framework: the engines to choose from; that of the fastest candidate serves it.
         checkpoints: as in a suite, all of one tokenizer; `fewer_layers` join the truncated networks.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    framework: Literal["openvino", "onnxruntime"] = "openvino"
+    framework: Annotated[list[Literal["openvino", "onnxruntime"]], BeforeValidator(listed)] = Field(
+        default=["openvino"], min_length=1
+    )
     task: Task
     checkpoints: Checkpoints
 
@@ -216,6 +219,13 @@ class Evaluation(Config):
     peers: list[Peer] = Field(default_factory=list)
 
 
+class Route(NamedTuple):
+    """How INT8 may be run: whose numbers on whose kernels."""
+
+    approach: Approach
+    engine: ServingEngine
+
+
 class Tuning(Config):
     """A tuning file. See `yaml_configs/tuning/` for complete ones."""
 
@@ -229,10 +239,13 @@ class Tuning(Config):
 
     @model_validator(mode="after")
     def _runs(self) -> Self:
-        recipe, size = self.quantization.most_fallbacks().kind, self.shape.batch_size
-        exits = bool(self.early_exit.policies)
-        if problem := cannot_run(recipe, self.model.framework, with_exits=exits, batch_size=size):
-            raise ValueError(f"model.framework: {problem}")
+        routes = [(route.approach, route.engine.kind) for route in self.routes]
+        for framework in self.model.framework:
+            if all(framework != engine for _, engine in routes):
+                raise ValueError(f"model.framework: {self._problem(self.quantization.approach[0], framework)}")
+        for approach in self.quantization.approach:
+            if all(approach != served for served, _ in routes):
+                raise ValueError(f"quantization.approach: {self._problem(approach, self.model.framework[0])}")
         return self
 
     @model_validator(mode="after")
@@ -248,9 +261,14 @@ class Tuning(Config):
         return self.evaluation.accuracy.metric or self.model.task.headline_metric
 
     @property
-    def engine(self) -> ServingEngine:
-        """What runs every candidate."""
-        return SERVING[self.model.framework]
+    def routes(self) -> list[Route]:
+        """Every approach on every framework that runs it; the first is the default."""
+        pairs = itertools.product(self.quantization.approach, self.model.framework)
+        return [Route(approach, SERVING[name]) for approach, name in pairs if not self._problem(approach, name)]
+
+    def _problem(self, approach: Approach, framework: str) -> str | None:
+        recipe, exits = self.quantization.most_fallbacks(approach).kind, bool(self.early_exit.policies)
+        return cannot_run(recipe, framework, with_exits=exits, batch_size=self.shape.batch_size)
 
     @property
     def shape(self) -> Shape:
@@ -264,9 +282,14 @@ class Tuning(Config):
         )
 
     def suite(
-        self, checkpoints: list[CheckpointSpec], recipes: list[Recipe], exits: list[Exits], policies: list[Policy]
+        self,
+        checkpoints: list[CheckpointSpec],
+        recipes: list[Recipe],
+        engines: list[Engine],
+        exits: list[Exits],
+        policies: list[Policy],
     ) -> Suite:
-        """The suite of some of its combinations, on the engine that is tuned and timed as its final session is."""
+        """The suite of some of its combinations, timed as its final session is."""
         performance = self.evaluation.performance
         rows = performance.iteration * performance.dataloader.batch_size
         return Suite(
@@ -276,7 +299,7 @@ class Tuning(Config):
             tasks=[self.model.task],
             checkpoints=checkpoints,
             recipes=recipes,
-            engines=[self.engine],
+            engines=engines,
             exits=exits,
             policies=policies,
             shapes=[self.shape],
@@ -295,7 +318,7 @@ class Tuning(Config):
             for exits in self.early_exit.exits
         ]
         patterns = {name: op for name, op in self.quantization.op_wise.items() if not any(map(str.isdigit, name))}
-        static = self.quantization.approach == "post_training_static_quant"
+        static = "post_training_static_quant" in self.quantization.approach
         calibration = Calibration(sampling_size=[4]) if static else None
         quantization = {"calibration": calibration, "op_wise": patterns}
         performance = self.evaluation.performance.model_copy(update={"warmup": 1, "iteration": 8})

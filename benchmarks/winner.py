@@ -18,6 +18,7 @@ from benchmarks.tuner import Outcome, best_of, floor_of, spec_of, tune, tuning_i
 from benchmarks.tuning import Tuning
 from models.config import UserError
 from models.policies import Fixed, Policy
+from quant.engine import SERVING, Engine
 from quant.export import check_free, export
 from quant.recipes import Float32
 
@@ -37,7 +38,7 @@ def run_tuning(
     check_free(artefact)
     if problem := tuning.shape.unfit():
         raise UserError(f"evaluation.performance.configs: {problem}; ask for fewer")
-    for engine in (tuning.engine, *(peer.engine for peer in tuning.evaluation.peers)):
+    for engine in (*_engines(tuning), *(peer.engine for peer in tuning.evaluation.peers)):
         engine.check()
     session, specs = _load(tuning, location, checkpoints, output, smoke)
     space = space_of(tuning, list(session.members.values()))
@@ -63,7 +64,14 @@ def run_tuning(
     policy = Fixed(layer=winner.exits[-1]) if isinstance(winner.policy, Fixed) else winner.policy
     checkpoint = session.members[winner.checkpoint].checkpoint
     took = export(
-        artefact, checkpoint, session.task, session.data, winner.recipe, policy, winner.exits, engine=tuning.engine
+        artefact,
+        checkpoint,
+        session.task,
+        session.data,
+        winner.recipe,
+        policy,
+        winner.exits,
+        engine=SERVING[winner.engine.kind],
     )
     say(f"artefact: {artefact}: {took.served}")
     say(f"suite: {output / SUITE}, trials: {output / 'trials.jsonl'}, records on dev: {final.output}")
@@ -78,11 +86,15 @@ def best_truncated(outcome: Outcome, session: Session) -> RunSpec | None:
 
 
 def best_of_each(outcome: Outcome) -> list[RunSpec]:
-    """The best early exit of every checkpoint: the fastest within the criterion, or the one that scores best."""
+    """The best early exit of every checkpoint, and on every engine.
+
+    That is the fastest within the criterion, or the one that scores best.
+    """
     early: dict[str, list[TrialRecord]] = {}
     for trial in outcome.trials:
         if trial.with_exits:
             early.setdefault(trial.checkpoint, []).append(trial)
+            early.setdefault(trial.engine["kind"], []).append(trial)
     bests = (best_of(outcome.tuning, trials) for trials in early.values())
     return [spec_of(outcome.tuning, best) for best in bests if best is not None]
 
@@ -98,12 +110,12 @@ def kind_of(winner: RunSpec, session: Session) -> str:
 
 
 def winning_suite(tuning: Tuning, spec: CheckpointSpec, winner: RunSpec, fewer: RunSpec | None) -> Suite:
-    """A suite that holds the winner, the whole network, and the truncated network it must beat, in the same recipe."""
+    """A suite of the winner, the whole network, and the truncated network it must beat, in its recipe on its engine."""
     exits: list[Exits] = [list(winner.exits), "none"] if winner.with_exits else ["none"]
     cut = [run.policy for run in (winner, fewer) if run is not None and run.policy.kind == "fixed"]
     policies: list[Policy] = [Fixed(), *([winner.policy] if winner.with_exits else [])]
     policies += [policy for policy in cut[:1] if policy not in policies]
-    return tuning.suite([spec], [Float32(), winner.recipe], exits, policies)
+    return tuning.suite([spec], [Float32(), winner.recipe], [winner.engine], exits, policies)
 
 
 def write_suite(path: Path, suite: Suite) -> None:
@@ -119,8 +131,9 @@ def _load(
     tuning: Tuning, location: Path | None, checkpoints: Path, output: Path, smoke: bool
 ) -> tuple[Session, dict[str, CheckpointSpec]]:
     """One session of all checkpoints (trained if missing), and where each of its networks comes from."""
-    recipes = [Float32(), tuning.quantization.most_fallbacks()]
-    suite = tuning.suite(tuning.model.checkpoints, recipes, ["none"], [Fixed()])
+    recipes = [Float32(), *map(tuning.quantization.most_fallbacks, tuning.quantization.approach)]
+    suite = tuning.suite(tuning.model.checkpoints, recipes, _engines(tuning), ["none"], [Fixed()])
+    suite = suite.model_copy(update={"on_unsupported": "skip"})  # not every recipe runs on every engine
     found = list(sessions(suite, location, checkpoints, output, None, smoke, say=lambda line: None))
     specs = {}
     for session, spec in zip(found, tuning.model.checkpoints, strict=True):
@@ -133,6 +146,10 @@ def _load(
         if member.depth < deepest:  # with exits, but on fewer layers than another checkpoint has
             members[name] = replace(member, truncates=deepest)
     return replace(found[0], members=members, runs=[]), specs
+
+
+def _engines(tuning: Tuning) -> list[Engine]:
+    return [SERVING[name] for name in tuning.model.framework]
 
 
 def _inputs(session: Session) -> tuple[str, int]:
@@ -148,11 +165,11 @@ def beside(space: Space, outcome: Outcome, winner: RunSpec, fewer: RunSpec | Non
     """What the winner is measured beside.
 
     Fewer layers and the whole network, both also as the peers asked for run them; whole networks in the default recipe
-    and in float32; and the best early exit of every checkpoint.
+    and in float32; and the best early exit of every checkpoint and on every engine.
     """
     tuning = outcome.tuning
     whole = winner.checkpoint if winner.checkpoint in space.depths else next(iter(space.depths))
-    without_exits = [space.whole(whole, winner.recipe), *([] if fewer is None else [fewer])]
+    without_exits = [space.whole(whole, winner.recipe, winner.engine), *([] if fewer is None else [fewer])]
     peers = itertools.product(tuning.evaluation.peers, without_exits)
     return [
         *without_exits,

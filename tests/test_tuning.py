@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -25,7 +25,7 @@ from benchmarks.strategies import STRATEGIES, Network, Space, Tried, following, 
 from benchmarks.suite import RunSpec, layers_of, read_suite
 from benchmarks.tuner import Outcome, meets, relative, spec_of, tune
 from benchmarks.tuning import Tuning, read_tuning
-from benchmarks.winner import beside
+from benchmarks.winner import beside, best_of_each
 from benchmarks.worker import WorkerError
 from models.config import UserError
 from models.policies import Entropy, Fixed, Patience
@@ -56,6 +56,13 @@ TINY: dict[str, Any] = {
 ON_ONNXRUNTIME = {
     "model": TINY["model"] | {"framework": "onnxruntime"},
     "quantization": {"approach": "post_training_dynamic_quant", "calibration": None, "model_wise": {}},
+}
+# Static INT8 on OpenVINO, dynamic on both engines.
+EVERY_ROUTE = {
+    "model": TINY["model"] | {"framework": ["openvino", "onnxruntime"]},
+    "quantization": TINY["quantization"]
+    | {"approach": ["post_training_static_quant", "post_training_dynamic_quant"]}
+    | {"op_wise": {"exit_*": {"dtype": ["int8", "fp32"]}, "layer_1": {"dtype": ["int8", "fp32"]}}},
 }
 
 
@@ -128,6 +135,19 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (
         {"model": TINY["model"] | {"framework": "onnxruntime"}},
         "model.framework: recipe int8_static runs on eager and inductor and openvino, not on onnxruntime",
+    ),
+    (
+        {"model": TINY["model"] | {"framework": ["openvino", "onnxruntime"]}},
+        "model.framework: recipe int8_static runs on eager and inductor and openvino, not on onnxruntime",
+    ),
+    (
+        ON_ONNXRUNTIME | {"quantization": {"approach": list(EVERY_ROUTE["quantization"]["approach"])}},
+        "quantization.approach: recipe int8_static runs on eager and inductor and openvino, not on onnxruntime",
+    ),
+    ({"model": TINY["model"] | {"framework": ["openvino", "tensorrt"]}}, "found 'tensorrt'"),
+    (
+        EVERY_ROUTE | {"quantization": {"approach": ["post_training_dynamic_quant"], "model_wise": {"observer": "kl"}}},
+        "int8_dynamic: top level: unknown key 'calibration_rows'",
     ),
     (
         ON_ONNXRUNTIME | {"evaluation": {"performance": {"dataloader": {"batch_size": 4}}}},
@@ -226,6 +246,51 @@ class Table:
         return Timing(seconds=[seconds] * 3, anchor_seconds=[1.0] * 3, size_bytes=1000, anchor_size_bytes=1000)
 
 
+def test_options_count_where_the_recipe_has_them():
+    """Three routes; calibration, observer and fall-backs are nothing to the two that quantize dynamically."""
+    tuning = parse(**EVERY_ROUTE)
+    routes = [(route.approach.split("_")[2], route.engine.kind) for route in tuning.routes]
+    assert routes == [("static", "openvino"), ("dynamic", "openvino"), ("dynamic", "onnxruntime")]
+    space = table_space(tuning)
+    assert space.shape == (7, 3, 2, 2, 2, 2)
+    points = {space.settled(choice) for choice in itertools.product(*map(range, space.shape))}
+    assert space.size == len(points) == 7 * (16 + 1 + 1)
+    cases = {run.case for choice in points for run in space.candidates(choice)}
+    assert len(cases) == sum(len(space.candidates(choice)) for choice in points)  # no point repeats another
+    assert space.recipe((0, 2, 1, 1, 1, 1)).model_dump() == {"kind": "int8_dynamic"}
+    assert space.recipe((0, 0, 1, 1, 1, 0)).model_dump(include={"calibration_rows", "observer", "fallback"}) == {
+        "calibration_rows": 8,
+        "observer": "kl",
+        "fallback": ["exit_*"],
+    }
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_every_strategy_comes_to_every_route(name: str, tmp_path: Path):
+    """Networks without exits first, by every route; each trial is a point of its own, and says what ran it."""
+    bench = Table()
+    stop = {"strategy": {"name": name}, "exit_policy": {"max_trials": 1000}}
+    few = EVERY_ROUTE | {"quantization": EVERY_ROUTE["quantization"] | {"model_wise": {}}}
+    space = table_space(parse(**few, tuning=TINY["tuning"] | stop))
+    outcome = tune(space, bench, bench.labels, "identity", tmp_path, say=lambda line: None)
+    choices = [tuple(trial.choice) for trial in outcome.trials]
+    if name != "exhaustive":
+        assert choices[:3] == [(0, 0, 0, 0, 0), (0, 1, 0, 0, 0), (0, 2, 0, 0, 0)]
+    assert len(set(choices)) == len(choices)
+    assert [space.settled(choice) for choice in choices] == choices
+    if name not in ("basic", "mse"):  # these try fall-backs at the best point alone
+        assert len(choices) == space.size
+    assert {(trial.recipe["kind"], trial.engine["kind"]) for trial in outcome.trials} == {
+        ("int8_static", "openvino"),
+        ("int8_dynamic", "openvino"),
+        ("int8_dynamic", "onnxruntime"),
+    }
+    for trial in outcome.trials:
+        assert spec_of(outcome.tuning, trial).case == trial.case
+    early = {run.engine.kind for run in best_of_each(outcome)}
+    assert early == {"openvino", "onnxruntime"}
+
+
 def table_space(tuning: Tuning) -> Space:
     policies = [Patience(patience=1), Patience(patience=2)], [Entropy(threshold=t) for t in (0.05, 0.2, 0.4)]
     exits = (1, 2, 3, 4), (2, 4), (3, 4)
@@ -278,7 +343,7 @@ def test_killed_and_resumed_is_as_undisturbed(undisturbed: dict[str, Outcome], n
 def test_no_trial_is_repeated_and_the_floor_is_met(undisturbed: dict[str, Outcome], name: str):
     outcome = undisturbed[name]
     assert len({tuple(trial.choice) for trial in outcome.trials}) == len(outcome.trials) == 12
-    assert outcome.trials[0].choice == [0, 0, 0]
+    assert outcome.trials[0].choice == [0, 0, 0, 0]
     assert outcome.passed
     assert outcome.baseline.score is not None
     for trial in outcome.trials:
@@ -323,7 +388,7 @@ def test_what_the_winner_is_measured_beside(tmp_path: Path):
     bench = Table()
     outcome = tune(space, bench, bench.labels, "identity", tmp_path, say=lambda line: None)
     winner = spec_of(tuning, outcome.best)
-    fewer = replace(space.whole("other", winner.recipe), exits=(2,), policy=Fixed(layer=2))
+    fewer = replace(space.whole("other", winner.recipe, winner.engine), exits=(2,), policy=Fixed(layer=2))
     runs = {run.case: run for run in beside(space, outcome, winner, fewer)}
     best = {
         name: min(
@@ -363,24 +428,24 @@ def test_seed_decides_the_search(tmp_path: Path):
         assert choices(1, name) != choices(2, name)
 
 
-class Switches(Space):
-    """Two networks and three patterns that may fall back."""
-
-    axes: ClassVar[Any] = {"network": [0, 1], "a": ["int8", "fp32"], "b": ["int8", "fp32"], "c": ["int8", "fp32"]}
-    fallbacks: ClassVar[Any] = [1, 2, 3]
+def switches() -> Space:
+    """Two networks and three patterns that may fall back: axes 2, 3 and 4."""
+    patterns = {name: {"dtype": ["int8", "fp32"]} for name in "abc"}
+    tuning = parse(quantization={"calibration": None, "model_wise": {}, "op_wise": patterns})
+    return Space(tuning, [Network("ck", (4,)), Network("ck", (1, 2), (Patience(patience=1),))], {"ck": 4})
 
 
 def test_basic_goes_by_lpots_order():
     """All without fall-backs, each alone at the best of these, then together: the most useful two, then all."""
-    gains = {1: 0.1, 2: -0.2, 3: 0.3}
-    space, tried = Switches(parse(), [], {}), []
+    gains = {2: 0.1, 3: -0.2, 4: 0.3}
+    space, tried = switches(), []
     while (choice := following(space, tried, "basic", 0)) is not None:
         value = 1.0 - 0.5 * choice[0] - sum(gains[axis] for axis in gains if choice[axis])
         tried.append(Tried(choice, value))
     assert [attempt.choice for attempt in tried] == [
-        *[(0, 0, 0, 0), (1, 0, 0, 0)],
-        *[(1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1)],
-        *[(1, 1, 0, 1), (1, 1, 1, 1)],
+        *[(0, 0, 0, 0, 0), (1, 0, 0, 0, 0)],
+        *[(1, 0, 1, 0, 0), (1, 0, 0, 1, 0), (1, 0, 0, 0, 1)],
+        *[(1, 0, 1, 0, 1), (1, 0, 1, 1, 1)],
     ]
 
 
@@ -397,18 +462,18 @@ def test_networks_without_exits_are_tried_first(name: str):
     space, tried = Space(tuning, networks, {"a": 4, "b": 2}), []
     while (choice := following(space, tried, name, 3)) is not None:
         tried.append(Tried(choice, value=1.0, mse=0.0))
-    assert [attempt.choice for attempt in tried[:3]] == [(network, 0, 0) for network in (0, 1, 2)]
+    assert [attempt.choice for attempt in tried[:3]] == [(network, 0, 0, 0) for network in (0, 1, 2)]
     assert len({attempt.choice for attempt in tried}) == len(tried) == prod(space.shape)
 
 
 def test_mse_puts_together_what_comes_nearest_to_float32():
     """As basic, whatever the fall-backs gain; the third alone is nearest, then the second."""
-    nearness = {1: 0.1, 2: 0.2, 3: 0.3}
-    space, tried = Switches(parse(), [], {}), []
+    nearness = {2: 0.1, 3: 0.2, 4: 0.3}
+    space, tried = switches(), []
     while (choice := following(space, tried, "mse", 0)) is not None:
         mse = 1.0 - sum(nearness[axis] for axis in nearness if choice[axis])
         tried.append(Tried(choice, 1.0 - 0.5 * choice[0], mse))
-    assert [attempt.choice for attempt in tried[-2:]] == [(1, 0, 1, 1), (1, 1, 1, 1)]
+    assert [attempt.choice for attempt in tried[-2:]] == [(1, 0, 0, 1, 1), (1, 0, 1, 1, 1)]
     assert len(tried) == 7
 
 
@@ -433,7 +498,7 @@ def test_bayesian_search_learns():
         for _ in range(45):
             choice = following(space, tried, name, seed)
             assert choice is not None
-            tried.append(Tried(choice, float((choice[1] - 11) ** 2 + (choice[2] - 4) ** 2)))
+            tried.append(Tried(choice, float((choice[2] - 11) ** 2 + (choice[3] - 4) ** 2)))
         return min(attempt.value for attempt in tried)
 
     best = {name: np.mean([found(name, 1000 * seed) for seed in range(6)]) for name in ("bayesian", "random")}
@@ -551,9 +616,9 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_tiny(folder: Path, output: Path, printed: Path, more: Sequence[str] = ()) -> int:
     objectives = {"multi_objectives": {"objective": ["performance", "footprint"]}}
-    few = TINY["tuning"] | {"strategy": {"name": "exhaustive"}, "exit_policy": {"max_trials": 4}} | objectives
-    quantization = {"calibration": {"sampling_size": 4}, "model_wise": {}}
-    path = write(folder, tuning=few, quantization=quantization)
+    few = TINY["tuning"] | {"strategy": {"name": "exhaustive"}, "exit_policy": {"max_trials": 6}} | objectives
+    numerics = EVERY_ROUTE["quantization"] | {"calibration": {"sampling_size": 4}, "model_wise": {}, "op_wise": {}}
+    path = write(folder, model=EVERY_ROUTE["model"], tuning=few, quantization=numerics)
     command = ["tune", str(path), "--checkpoints", str(folder / "checkpoints"), "--output", str(output), *more]
     with pytest.MonkeyPatch.context() as patch, printed.open("w") as file:
         patch.setattr(runner, "Worker", ThreadWorker)
@@ -579,8 +644,8 @@ def test_it_prints_as_lpot_does(searched: Path):
     lines = (searched / "printed").read_text().splitlines()
     assert sum(line.startswith("FP32 baseline is: [accuracy: 0.") for line in lines) == 1
     results = [line for line in lines if line.startswith("Tune ")]
-    # Truncations, patience and entropy: of two layers, `all` exits are exits 1 and 2.
-    assert [line.split(" result is: [accuracy: ")[0] for line in results] == ["Tune 1", "Tune 2", "Tune 3"]
+    # Truncations and patience, by three routes each.
+    assert [line.split(" result is: [accuracy: ")[0] for line in results] == [f"Tune {n}" for n in range(1, 7)]
     assert all(", Best tune result is: [accuracy: " in line for line in results)
     assert all("x INT8, footprint (MB): " in line for line in results if "not timed" not in line)
     verdicts = [line for line in lines if line.startswith(("PASS: accuracy on tune", "FAIL: accuracy on tune"))]
@@ -601,7 +666,9 @@ def test_winner_can_be_made_again_and_served(searched: Path):
     assert winner.case in measured
     assert {record.status for record in measured.values()} == {"ok"}
     whole = [record for record in measured.values() if not record.with_exits and record.exits == [2]]
-    assert {record.recipe["kind"] for record in whole} == {"float32", "int8_static"}
+    assert {record.recipe["kind"] for record in whole} == {"float32", "int8_static", winner.recipe.kind}
+    trials_of = {trial.case for trial in trials if trial.with_exits and trial.engine["kind"] == "onnxruntime"}
+    assert trials_of & measured.keys()  # the best early exit on every engine, whichever won
     served = EarlyExitModel.load(searched / "saved_results").predict(["the acting was superb ."])
     assert served.exit_layer[0] in winner.exits
 
@@ -620,4 +687,4 @@ def test_resumed_when_finished_it_tries_nothing_again(searched: Path, monkeypatc
     assert run_tiny(searched, searched / "output", searched / "again") in (0, 1)
     assert (searched / "output" / TRIALS).read_bytes() == before
     lines = (searched / "again").read_text().splitlines()
-    assert [line.split(" was:")[0] for line in lines[1:4]] == ["Tune 1", "Tune 2", "Tune 3"]
+    assert [line.split(" was:")[0] for line in lines[1:7]] == [f"Tune {n}" for n in range(1, 7)]
