@@ -49,7 +49,7 @@ def run_tuning(
     ) as bench:
         outcome = tune(space, bench, session.data.splits["tune"].labels, identity, output, say)
     winner, fewer = spec_of(tuning, outcome.best), best_truncated(outcome, session)
-    suite = winning_suite(tuning, specs[winner.checkpoint], winner, fewer)
+    suite = winning_suite(tuning, specs[winner.checkpoint], winner, next(iter(fewer), None))
     write_suite(output / SUITE, suite)
     say(f"{'PASS' if outcome.passed else 'FAIL'}: {_criterion(outcome)}")
     say(f"{kind_of(winner, session)}: {winner.case}")
@@ -78,11 +78,12 @@ def run_tuning(
     return 0 if outcome.passed and not any(record.case == winner.case for record in failed) else 1
 
 
-def best_truncated(outcome: Outcome, session: Session) -> RunSpec | None:
-    """The fastest network of fewer layers within the criterion, if one was tried."""
+def best_truncated(outcome: Outcome, session: Session) -> list[RunSpec]:
+    """The fastest network of fewer layers within the criterion, and the fastest of those that were trained alone."""
     timed = [trial for trial in outcome.trials if trial.timing is not None and _is_truncated(trial, session)]
-    best = best_of(outcome.tuning, timed)
-    return None if best is None else spec_of(outcome.tuning, best)
+    alone = [trial for trial in timed if session.members[trial.checkpoint].info.method == "classifier"]
+    bests = [best_of(outcome.tuning, trials) for trials in (timed, alone)]
+    return [spec_of(outcome.tuning, best) for best in bests if best is not None]
 
 
 def best_of_each(outcome: Outcome) -> list[RunSpec]:
@@ -161,18 +162,19 @@ def _is_truncated(trial: TrialRecord, session: Session) -> bool:
     return not trial.with_exits and trial.exits[-1] < session.members[trial.checkpoint].depth
 
 
-def beside(space: Space, outcome: Outcome, winner: RunSpec, fewer: RunSpec | None) -> list[RunSpec]:
+def beside(space: Space, outcome: Outcome, winner: RunSpec, fewer: list[RunSpec]) -> list[RunSpec]:
     """What the winner is measured beside.
 
-    Fewer layers and the whole network, both also as the peers asked for run them; whole networks in the default recipe
-    and in float32; and the best early exit of every checkpoint and on every engine.
+    Fewer layers (as `best_truncated` gives them); the fastest of these and the whole network also by the peers; whole
+    networks in the default recipe and in float32; and the best early exit of every checkpoint and on every engine.
     """
     tuning = outcome.tuning
     whole = winner.checkpoint if winner.checkpoint in space.depths else next(iter(space.depths))
-    without_exits = [space.whole(whole, winner.recipe, winner.engine), *([] if fewer is None else [fewer])]
+    without_exits = [space.whole(whole, winner.recipe, winner.engine), *fewer[:1]]
     peers = itertools.product(tuning.evaluation.peers, without_exits)
     return [
         *without_exits,
+        *fewer,
         *(replace(run, recipe=peer.recipe, engine=peer.engine) for peer, run in peers),
         space.anchor,
         spec_of(tuning, outcome.baseline),

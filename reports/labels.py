@@ -69,7 +69,7 @@ def configuration_label(record: RunRecord) -> str:
         if is_full_depth(record):
             return "no exits"
         depth = exits_label(record).removeprefix("truncated@")
-        alone = ", trained alone" if record.checkpoint and record.checkpoint.truncates else ""
+        alone = ", trained alone" if record.checkpoint and record.checkpoint.method == "classifier" else ""
         return (f"{depth} of {layers} layers" if layers else f"{depth} layers") + alone
     all_kept = layers is not None and record.exits == list(range(1, layers + 1))
     return policy_label(record) if all_kept else f"{policy_label(record)} at {record.exits}"

@@ -73,12 +73,12 @@ class Curve:
 def read_curves(runs: Runs) -> dict[Line, dict[int, Curve]]:
     """The curve of each line and seed; whole networks are the slow end of all lines of their checkpoint."""
     rows = _of_one_program(scored(runs))
-    alone = {row["run_id"] for row in rows if _truncates(runs, row)}
-    mains = {row["session"]: row for row in rows if row["run_id"] not in alone}
+    alone = {row["run_id"] for row in rows if _truncates(runs, row) and row["method"] == "classifier"}
+    wholes = {row["session"]: row for row in rows if not _truncates(runs, row)}
     points: dict[Line, dict[int, dict[float, float]]] = defaultdict(lambda: defaultdict(dict))
     depths = {}
     for row in rows:
-        main = mains.get(row["session"], row)
+        main = wholes.get(row["session"], row) if row["run_id"] in alone else row
         if (leaves_by := _leaves_by(row, row["run_id"] in alone)) is not None:
             line = Line(row["task"], main["setting"], row["recipe"], leaves_by)
             points[line][row["seed"]][row["mean_exit_layer"]] = row["dev_score"]

@@ -59,6 +59,9 @@ def test_reports_take_it_for_a_truncated_network(output: Path, alone: RunRecord,
     monkeypatch.setattr("reports.choice.untrusted", lambda row: False)  # other tests share the machine
     assert role(alone) == "truncated"
     assert configuration_label(alone) == "1 of 2 layers, trained alone"
+    assert alone.checkpoint is not None
+    with_exits = alone.checkpoint.model_copy(update={"method": "pabee"})  # trained with exits, on as few layers
+    assert configuration_label(alone.model_copy(update={"checkpoint": with_exits})) == "1 of 2 layers"
     rows = {row["run_id"]: row for row in apply_floor(load_runs(output), 0.999).rows}
     row = rows[alone.run_id]
     assert (row["num_layers"], row["mean_exit_layer"], row["layer_saving"]) == (2, 1.0, 0.5)

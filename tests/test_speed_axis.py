@@ -68,6 +68,22 @@ def test_a_whole_classifier_is_the_slow_end_of_networks_trained_alone(tmp_path: 
     assert (line["1x"], line["2x"]) == ("97.0", "91.0")
 
 
+def test_each_network_of_a_session_has_lines_of_its_own(tmp_path: Path):
+    """As in the last session of a tuning: another whole network, and exits on fewer layers."""
+    add_model(tmp_path)
+    shared = {"session": "s42", "checkpoint": checkpoint("romebert", name="rome")}
+    add(tmp_path, record("whole", dev=0.97, **shared))
+    add(tmp_path, truncated("cut", 2, dev=0.85, **shared))
+    shallow = checkpoint("deebert", name="dee-2", num_layers=2, truncates=4, backbone="minilm-2")
+    exits = {"exits": [1, 2], "exit_counts": {"dev": [10, 10, 0, 0]}}
+    add(tmp_path, early("shallow", dev=0.75, **(shared | {"checkpoint": shallow} | exits)))
+    found = cells(tmp_path)
+    assert found["pabee", "own first layers"]["2x"] == "70.0"
+    assert found["romebert", "own first layers"]["2x"] == "85.0"
+    assert found["deebert", "entropy at [1, 2]"]["2x"] == "from 2.67x"
+    assert {setting for setting, line in found if line == "first layers, trained alone"} == {"romebert"}
+
+
 def test_seeds_are_averaged_and_differences_inside_their_spread_marked(tmp_path: Path):
     add_model(tmp_path)
     add_model(tmp_path, seed=43, gain=0.02)

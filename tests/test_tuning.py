@@ -389,7 +389,8 @@ def test_what_the_winner_is_measured_beside(tmp_path: Path):
     outcome = tune(space, bench, bench.labels, "identity", tmp_path, say=lambda line: None)
     winner = spec_of(tuning, outcome.best)
     fewer = replace(space.whole("other", winner.recipe, winner.engine), exits=(2,), policy=Fixed(layer=2))
-    runs = {run.case: run for run in beside(space, outcome, winner, fewer)}
+    deeper = replace(fewer, exits=(3,), policy=Fixed(layer=3))
+    runs = {run.case: run for run in beside(space, outcome, winner, [fewer, deeper])}
     best = {
         name: min(
             (relative(tuning, trial.timing), trial.case)
@@ -403,7 +404,7 @@ def test_what_the_winner_is_measured_beside(tmp_path: Path):
         (run.checkpoint, run.recipe.kind, run.engine.kind, run.exits) for run in runs.values() if not run.with_exits
     ]
     own, ours = winner.checkpoint, ("int8_static", "openvino")
-    assert {(own, *ours, (LAYERS,)), ("other", *ours, (2,))} <= set(without)
+    assert {(own, *ours, (LAYERS,)), ("other", *ours, (2,)), ("other", *ours, (3,))} <= set(without)
     assert {(own, "int8_native", "onnxruntime", (LAYERS,)), ("other", "int8_native", "onnxruntime", (2,))} <= set(
         without
     )
