@@ -38,7 +38,7 @@ from tests.pages import PAGES, ROOT, code_blocks, name_of
 from tests.test_doors import SetUp, bare_clone, modules_run
 from tests.workers import ThreadWorker
 
-GUIDES = ["concepts", "tuning", "gates", "extending", "serving", "measurement", "migration", "differences"]
+GUIDES = ["concepts", "tuning", "gates", "extending", "serving", "measurement", "migration", "differences", "results"]
 # What a reader makes, following a page.
 OWN = {"yaml_configs/gates/mine.yaml", "yaml_configs/suites/mine.yaml", "tests/test_votes.py", "models/jsonl.py"}
 PYTHON = [".venv/bin/python", "-m"]
