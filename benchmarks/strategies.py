@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.numerics import Approach
 from benchmarks.session import Member
 from benchmarks.suite import RunSpec
 from benchmarks.tuning import Route, Tuning
@@ -84,14 +85,14 @@ class Space:
     def size(self) -> int:
         """How many points there are."""
         options = [
-            [len(values) for axis, values in self.axes.items() if axis not in (ROUTE, *self._idle(route))]
-            for route in self.tuning.routes
+            [len(values) for axis, values in self.axes.items() if axis not in (ROUTE, *self._idle[route.approach])]
+            for route in self.axes[ROUTE]
         ]
         return sum(map(prod, options))
 
     def settled(self, choice: Choice) -> Choice:
         """The point that a choice comes to: what its route has no use for is at the default."""
-        idle = self._idle(self.route(choice))
+        idle = self._idle[self.route(choice).approach]
         return tuple(0 if axis in idle else option for axis, option in zip(self.axes, choice, strict=True))
 
     def unknown(self, choices: Iterable[Choice], known: Container[Choice]) -> Choice | None:
@@ -100,10 +101,12 @@ class Space:
 
     def route(self, choice: Choice) -> Route:
         """The route of a point."""
-        return self.tuning.routes[choice[1]]
+        return self.axes[ROUTE][choice[1]]
 
-    def _idle(self, route: Route) -> set[str]:
-        return self.tuning.quantization.idle(route.approach)
+    @cached_property
+    def _idle(self) -> dict[Approach, set[str]]:
+        quantization = self.tuning.quantization
+        return {approach: quantization.idle(approach) for approach in quantization.approach}
 
     @property
     def fallbacks(self) -> list[int]:
@@ -173,7 +176,7 @@ def following(space: Space, tried: list[Tried], name: str, seed: int) -> Choice 
         return None
     defaults = (0,) * (len(space.shape) - 2)
     without_exits = [i for i, network in enumerate(space.networks) if not network.policies]
-    rivals = itertools.product(without_exits, range(len(space.tuning.routes)))
+    rivals = itertools.product(without_exits, range(space.shape[1]))
     begin = space.unknown(((*start, *defaults) for start in [(0, 0), *rivals]), known)
     return begin or STRATEGIES[name](space, tried, seed + len(tried))
 

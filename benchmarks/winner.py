@@ -174,7 +174,7 @@ def beside(space: Space, outcome: Outcome, winner: RunSpec, fewer: list[RunSpec]
     peers = itertools.product(tuning.evaluation.peers, without_exits)
     return [
         *without_exits,
-        *fewer,
+        *fewer[1:],
         *(replace(run, recipe=peer.recipe, engine=peer.engine) for peer, run in peers),
         space.anchor,
         spec_of(tuning, outcome.baseline),
