@@ -1,6 +1,7 @@
 """Graphs of ONNX: the network's segments spliced into one model, with exits inside or without.
 
-Bodies of an ONNX `If` see the values around them, so nothing is handed in; weights stand once, in the outermost graph.
+Bodies of an ONNX `If` see the values around them, so nothing is handed in. Each weight stands once, in the outermost
+body that reads it: ONNX Runtime hands a body everything it reads from around it anew at every run.
 """
 
 import hashlib
@@ -24,10 +25,14 @@ HIDDEN_NAMES: tuple[str, str] = ("hidden", "mask")
 class OnnxGraph:
     """`quant.graph.GraphOps` over the names of values; nodes are laid into the innermost body that is open."""
 
+    # How many rows go in: any number.
+    batch: str | int = "batch"
+
     def __init__(self, segments: OnnxSegments, num_labels: int):
         self.segments, self.num_labels = segments, num_labels
         self.nodes: list[NodeProto] = []
-        self.weights: dict[str, TensorProto] = {}
+        # Of every body that is open, the outermost first.
+        self.weights: list[dict[str, TensorProto]] = [{}]
         self.count = 0
 
     def model(self, outputs: Mapping[str, tuple[Array, int]], dials: dict[str, np.ndarray] | None = None) -> ModelProto:
@@ -39,12 +44,12 @@ class OnnxGraph:
         """
         for name, (value, _) in outputs.items():
             self.nodes.append(helper.make_node("Identity", [value], [name]))
-        axes = ["batch", "length"]
+        axes = [self.batch, "length"]
         inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, axes) for name in INPUT_NAMES]
         for name, value in (dials or {}).items():
             inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, axes[: value.ndim]))
         results = [helper.make_tensor_value_info(name, kind, None) for name, (_, kind) in outputs.items()]
-        graph = helper.make_graph(self.nodes, "network", inputs, results, list(self.weights.values()))
+        graph = helper.make_graph(self.nodes, "network", inputs, results, list(self.weights[0].values()))
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
     def segment(self, name: str, *sources: Array) -> list[Array]:
@@ -166,28 +171,50 @@ class OnnxGraph:
         return made[0] if outputs == 1 else made
 
     def _weight(self, tensor: TensorProto) -> Array:
-        """A segment's weight. A shared pooler stands in every exit, a shared layer at every depth: here, once."""
+        """A segment's weight, in the innermost body unless one around it has it, as it has those that exits share."""
         held = TensorProto()
         held.CopyFrom(tensor)
         held.ClearField("name")
         name = hashlib.sha256(held.SerializeToString(deterministic=True)).hexdigest()[:16]
         held.name = name
-        self.weights.setdefault(name, held)
+        if not any(name in weights for weights in self.weights):
+            self.weights[-1][name] = held
         return name
 
     def _ints(self, *values: int) -> Array:
         return self._constant(np.array(values, np.int64))
 
     def _constant(self, value: Any) -> Array:
+        # In the outermost graph: what follows a body may read the same number.
         name = f"{value.dtype}{value.tolist()}"
-        self.weights.setdefault(name, numpy_helper.from_array(np.asarray(value), name))
+        self.weights[0].setdefault(name, numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def _body(self, name: str, lay: Callable[[], Array]) -> GraphProto:
         around, self.nodes = self.nodes, []
+        self.weights.append({})
         result = helper.make_tensor_value_info(lay(), TensorProto.FLOAT, None)
-        body, self.nodes = helper.make_graph(self.nodes, name, [], [result]), around
+        body = helper.make_graph(self.nodes, name, [], [result], list(self.weights.pop().values()))
+        self.nodes = around
         return body
+
+
+class OneRowGraph(OnnxGraph):
+    """The same for one row, which stays or leaves: nothing is gathered or scattered."""
+
+    batch = 1
+
+    def staying(self, done: Array) -> tuple[Array, Array]:
+        return done, self._node("Not", done)
+
+    def kept(self, array: Array, rows: Array) -> Array:
+        return array
+
+    def survivors(self, hidden: Array, mask: Array, rows: Array) -> tuple[Array, Array]:
+        return hidden, mask
+
+    def scatter(self, answer: Array, rows: Array, deeper: Array) -> Array:
+        return deeper
 
 
 def recording_model(segments: OnnxSegments, num_labels: int, exits: Sequence[int]) -> ModelProto:
@@ -196,27 +223,25 @@ def recording_model(segments: OnnxSegments, num_labels: int, exits: Sequence[int
     return graph.model({LOGITS: (graph.stack(every_exit(graph, INPUT_NAMES, exits)), TensorProto.FLOAT)})
 
 
-def exit_model(segments: OnnxSegments, num_labels: int, policy: Policy, exits: Sequence[int]) -> ModelProto:
-    """The network with its exits inside: logits [B, C] and exit_layer [B]; inputs as those of OpenVINO's."""
-    graph, dials, logits, exit_layer = _early_exit(segments, num_labels, policy, exits)
+def exit_model(graph: OnnxGraph, policy: Policy, exits: Sequence[int]) -> ModelProto:
+    """The network with its exits inside, laid into an empty graph: logits [B, C] and exit_layer [B]."""
+    dials, logits, exit_layer = _early_exit(graph, policy, exits)
     return graph.model({LOGITS: (logits, TensorProto.FLOAT), EXIT_LAYER: (exit_layer, TensorProto.INT64)}, dials)
 
 
-def serving_model(segments: OnnxSegments, num_labels: int, policy: Policy, exits: Sequence[int]) -> ModelProto:
+def serving_model(graph: OnnxGraph, policy: Policy, exits: Sequence[int]) -> ModelProto:
     """The same, answering what servers ask: label [B], scores [B, C] (regression: only these) and exit_layer [B]."""
-    graph, dials, logits, exit_layer = _early_exit(segments, num_labels, policy, exits)
+    dials, logits, exit_layer = _early_exit(graph, policy, exits)
     outputs = {EXIT_LAYER: (exit_layer, TensorProto.INT64)}
-    if num_labels == 1:
+    if graph.num_labels == 1:
         outputs[SCORES] = logits, TensorProto.FLOAT
     else:
         outputs |= {SCORES: (graph.softmax(logits), TensorProto.FLOAT), LABEL: (graph.label(logits), TensorProto.INT64)}
     return graph.model(outputs, dials)
 
 
-def _early_exit(
-    segments: OnnxSegments, num_labels: int, policy: Policy, exits: Sequence[int]
-) -> tuple[OnnxGraph, dict[str, np.ndarray], Array, Array]:
-    """The graph and its dials, logits [B, C] and exit layers [B]."""
-    graph, dials = OnnxGraph(segments, num_labels), policy.dials(np.arange(1))
+def _early_exit(graph: OnnxGraph, policy: Policy, exits: Sequence[int]) -> tuple[dict[str, np.ndarray], Array, Array]:
+    """The policy's dials, logits [B, C] and exit layers [B]."""
+    dials = policy.dials(np.arange(1))
     answer = early_exit(graph, INPUT_NAMES, policy, exits, {name: name for name in dials})
-    return graph, dials, *graph.split_layer(answer)
+    return dials, *graph.split_layer(answer)

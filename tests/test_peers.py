@@ -1,5 +1,6 @@
 """Quantizers that come with an engine: dynamic INT8, and the static peers without exits; ONNX Runtime in all else."""
 
+from collections.abc import Iterable
 from functools import cache
 from itertools import product
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
-from onnx import numpy_helper
+from onnx import GraphProto, numpy_helper
+from torch import nn
 
 from models.config import UserError
 from models.cpu import has_int8_dot_products
@@ -17,7 +19,7 @@ from quant.engine import cannot_run
 from quant.engines import onnxruntime
 from quant.engines.onnxruntime import OnnxRuntimeSession
 from quant.engines.openvino import OpenVinoSession
-from quant.onnx_graph import exit_model
+from quant.onnx_graph import OnnxGraph, exit_model
 from quant.programs import Inputs
 from quant.recipes import Float32, Int8Dynamic, Int8Native, apply_recipe
 from tests import tiny
@@ -86,12 +88,29 @@ def test_dynamic_int8_on_onnxruntime_has_a_scale_for_each_column():
 
 @pytest.mark.parametrize("family", ["albert", "bert"])
 def test_an_onnx_graph_holds_each_weight_once(family: str):
-    """ALBERT's layers are one, and the bodies of an `If` read what stands outside."""
-    whole = 4 * sum(parameter.numel() for parameter in network(family).parameters())
+    """ALBERT's layers are one, and the bodies of an `If` read what stands outside; their own weights stand in them."""
+    module = network(family)
     session = opened("onnxruntime", Float32(), family)
-    for graph in (session.network(EXITS).graph, exit_model(session.segments, 3, Entropy(threshold=0.5), EXITS).graph):
-        weights = sum(len(tensor.raw_data) for tensor in graph.initializer)
-        assert 0.9 * whole < weights < 1.02 * whole
+    early = exit_model(OnnxGraph(session.segments, 3), Entropy(threshold=0.5), EXITS).graph
+    for graph in (session.network(EXITS).graph, early):
+        assert sum(bytes_of_bodies(graph)) == pytest.approx(bytes_of(module.parameters()), rel=0.1)
+    first, second = ({*module.layers[i].parameters(), *module.exits[i].parameters()} for i in (0, 1))
+    assert sum(bytes_of_bodies(early)[1:]) == pytest.approx(bytes_of(second - first), rel=0.02)
+
+
+def bytes_of(parameters: Iterable[nn.Parameter]) -> int:
+    """What these take as float32."""
+    return 4 * sum(parameter.numel() for parameter in parameters)
+
+
+def bytes_of_bodies(graph: GraphProto) -> list[int]:
+    """Bytes of a graph's own weights, then those of each body in it."""
+    found = [sum(len(tensor.raw_data) for tensor in graph.initializer)]
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                found += bytes_of_bodies(attribute.g)
+    return found
 
 
 @pytest.mark.parametrize("recipe", [Int8Native(), Int8Dynamic()], ids=["static", "dynamic"])

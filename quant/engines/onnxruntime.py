@@ -24,7 +24,16 @@ from models.policies import Policy
 from quant import artefact
 from quant.footprint import resident_bytes
 from quant.graph import EXIT_LAYER, LOGITS, SegmentModels
-from quant.onnx_graph import HIDDEN_NAMES, OPSET, OnnxSegments, exit_model, recording_model, serving_model
+from quant.onnx_graph import (
+    HIDDEN_NAMES,
+    OPSET,
+    OneRowGraph,
+    OnnxGraph,
+    OnnxSegments,
+    exit_model,
+    recording_model,
+    serving_model,
+)
 from quant.programs import WHOLE_NETWORKS, Dials, ExitOutput, Inputs, Program, Recorder, StackedRecorder
 from quant.segments import INPUT_NAMES, Segments
 
@@ -57,15 +66,12 @@ class OnnxRuntimeSession:
 
     def save(self, policy: Policy, exits: Sequence[int], folder: Path) -> list[str]:
         """See `quant.programs.Servable`."""
-        onnx.save(serving_model(self.segments, self.num_labels, policy, exits), folder / artefact.ONNX_GRAPH)
+        onnx.save(serving_model(self._graph(), policy, exits), folder / artefact.ONNX_GRAPH)
         return [artefact.ONNX_GRAPH]
 
     def footprint(self, policy: Policy | None, exits: Sequence[int], inputs: Inputs) -> int:
         """See `quant.programs.Servable`."""
-        if policy is None:
-            model = self.network(exits[-1:])
-        else:
-            model = exit_model(self.segments, self.num_labels, policy, exits)
+        model = self.network(exits[-1:]) if policy is None else exit_model(self._graph(), policy, exits)
         with _saved(model) as path:
             return resident_bytes(path, inputs, self.options)
 
@@ -84,7 +90,7 @@ class OnnxRuntimeSession:
         """The network with its exits inside."""
         if self.native == "static":
             raise UserError(WHOLE_NETWORKS)
-        session, size = self.compile(exit_model(self.segments, self.num_labels, policy, exits))
+        session, size = self.compile(exit_model(self._graph(), policy, exits))
         return OnnxRuntimeProgram(session, "graph", 0, self.precision, size)
 
     def without_exits(self, layer: int) -> Program:
@@ -93,6 +99,11 @@ class OnnxRuntimeSession:
             session, size = self.compile(self.network([layer]))
             self.singles[layer] = OnnxRuntimeProgram(session, "single", layer, self.precision, size)
         return self.singles[layer]
+
+    def _graph(self) -> OnnxGraph:
+        """An empty graph for exits."""
+        kind = OneRowGraph if self.native == "dynamic" else OnnxGraph
+        return kind(self.segments, self.num_labels)
 
     def precisions(self) -> dict[str, str]:
         """ONNX Runtime does not say what became of an op."""
