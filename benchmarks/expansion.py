@@ -20,7 +20,7 @@ def expand_whole(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> 
     runs = [
         RunSpec(task, checkpoint, recipe, engine, False, (num_layers,), Fixed(), shape)
         for recipe, engine, shape in axes
-        if not _skipped(suite, cannot_run(recipe.kind, engine.kind, with_exits=False) or shape.unfit())
+        if not _skipped(suite, cannot_run(recipe.kind, engine, with_exits=False) or shape.unfit())
     ]
     return [run for run in runs if not suite.excludes(run)]
 
@@ -63,7 +63,7 @@ def expand(suite: Suite, task: Task, checkpoint: str, num_layers: int) -> list[R
             kept = (policy.layer or num_layers,)
         else:
             kept = tuple(range(1, num_layers + 1)) if exits == "all" else tuple(exits)
-        problem = cannot_run(recipe.kind, engine.kind, exits != "none", shape.batch_size)
+        problem = cannot_run(recipe.kind, engine, exits != "none", shape.batch_size)
         problem = problem or _beyond(policy, num_layers) or shape.unfit()
         if _skipped(suite, problem or unfit(policy, kept, num_layers, task)):
             continue
@@ -112,8 +112,7 @@ def left_out(suite: Suite) -> list[str]:
         return []
     products = itertools.product(suite.recipes, suite.engines, suite.exits, suite.shapes)
     reasons = [
-        cannot_run(recipe.kind, engine.kind, exits != "none", shape.batch_size)
-        for recipe, engine, exits, shape in products
+        cannot_run(recipe.kind, engine, exits != "none", shape.batch_size) for recipe, engine, exits, shape in products
     ]
     reasons += [shape.unfit() for shape in suite.shapes]
     return list(dict.fromkeys(reason for reason in reasons if reason))

@@ -29,7 +29,7 @@ from models.config import Config, unknown
 from models.data import MetricName
 from models.policies import Fixed, Policy
 from models.tasks import Task
-from quant.engine import SERVING, Engine, ServingEngine, cannot_run
+from quant.engine import SERVING, Engine, OnnxRuntime, ServingEngine, cannot_run
 from quant.recipes import Recipe
 
 SHIPPED = Path("yaml_configs/tuning")
@@ -43,7 +43,8 @@ class ModelSection(Config):
     """What is tuned.
 
     Attributes:
-        framework: the engines to choose from; that of the fastest candidate serves it.
+        framework: the engines to choose from; that of the fastest candidate serves it. Where ONNX Runtime can leave
+            a batch early only row by row, it does so.
         checkpoints: as in a suite, all of one tokenizer; `fewer_layers` join the truncated networks.
     """
 
@@ -242,10 +243,10 @@ class Tuning(Config):
         routes = [(route.approach, route.engine.kind) for route in self.routes]
         for framework in self.model.framework:
             if all(framework != engine for _, engine in routes):
-                raise ValueError(f"model.framework: {self._problem(self.quantization.approach[0], framework)}")
+                raise ValueError(f"model.framework: {self._problem(self.quantization.approach[0], SERVING[framework])}")
         for approach in self.quantization.approach:
             if all(approach != served for served, _ in routes):
-                raise ValueError(f"quantization.approach: {self._problem(approach, self.model.framework[0])}")
+                raise ValueError(f"quantization.approach: {self._problem(approach, SERVING[self.model.framework[0]])}")
         return self
 
     @model_validator(mode="after")
@@ -264,11 +265,16 @@ class Tuning(Config):
     def routes(self) -> list[Route]:
         """Every approach on every framework that runs it; the first is the default."""
         pairs = itertools.product(self.quantization.approach, self.model.framework)
-        return [Route(approach, SERVING[name]) for approach, name in pairs if not self._problem(approach, name)]
+        return [route for route in itertools.starmap(self._route, pairs) if route]
 
-    def _problem(self, approach: Approach, framework: str) -> str | None:
+    def _route(self, approach: Approach, framework: str) -> Route | None:
+        """With the first of the framework's programs that runs it."""
+        programs = [SERVING[framework], *([OnnxRuntime(program="rows")] if framework == "onnxruntime" else [])]
+        return next((Route(approach, engine) for engine in programs if not self._problem(approach, engine)), None)
+
+    def _problem(self, approach: Approach, engine: ServingEngine) -> str | None:
         recipe, exits = self.quantization.most_fallbacks(approach).kind, bool(self.early_exit.policies)
-        return cannot_run(recipe, framework, with_exits=exits, batch_size=self.shape.batch_size)
+        return cannot_run(recipe, engine, with_exits=exits, batch_size=self.shape.batch_size)
 
     @property
     def shape(self) -> Shape:

@@ -90,9 +90,14 @@ class Cuda(Config):
 
 
 class OnnxRuntime(Config):
-    """ONNX Runtime's CPU kernels and its own quantizers, with the exits inside one graph."""
+    """ONNX Runtime's CPU kernels and its own quantizers, with the exits inside one graph.
+
+    Attributes:
+        program: `graph` runs a batch as it is; `rows` runs the rows of a batch one by one, each without its padding.
+    """
 
     kind: Literal["onnxruntime"] = "onnxruntime"
+    program: Literal["graph", "rows"] = "graph"
 
     def check(self) -> None:
         """Refuse early where ONNX Runtime is not installed."""
@@ -104,7 +109,7 @@ class OnnxRuntime(Config):
         """Ready the segments for building programs."""
         from quant.engines.onnxruntime import OnnxRuntimeSession
 
-        return OnnxRuntimeSession(segments, threads)
+        return OnnxRuntimeSession(segments, threads, self.program)
 
 
 # The engines whose graphs are served without this project.
@@ -121,15 +126,18 @@ ENGINES_OF: dict[str, tuple[str, ...]] = {
 }
 
 
-def cannot_run(recipe: str, engine: str, with_exits: bool, batch_size: int = 1) -> str | None:
-    """Why a kind of recipe does not run on a kind of engine, or None."""
-    if engine not in ENGINES_OF.get(recipe, (engine,)):
-        return f"recipe {recipe} runs on {' and '.join(ENGINES_OF[recipe])}, not on {engine}"
-    if engine == "cuda" and not torch.cuda.is_available():
+def cannot_run(recipe: str, engine: "Engine", with_exits: bool, batch_size: int = 1) -> str | None:
+    """Why a kind of recipe does not run on an engine, or None."""
+    if engine.kind not in ENGINES_OF.get(recipe, (engine.kind,)):
+        return f"recipe {recipe} runs on {' and '.join(ENGINES_OF[recipe])}, not on {engine.kind}"
+    if engine.kind == "cuda" and not torch.cuda.is_available():
         return "engine cuda finds no GPU here"
-    if with_exits and batch_size > 1 and (recipe, engine) == ("int8_dynamic", "onnxruntime"):
+    if with_exits and batch_size > 1 and (recipe, engine) == ("int8_dynamic", OnnxRuntime()):
         # With one scale for a whole batch, who left would move the answers of who stays: not what was replayed.
-        return "recipe int8_dynamic on onnxruntime, which has one scale for a batch, takes exits at batch_size: 1 alone"
+        return (
+            "recipe int8_dynamic on onnxruntime, which has one scale for a batch, takes exits at batch_size: 1, "
+            "or with engine: {kind: onnxruntime, program: rows}"
+        )
     if with_exits and recipe == "int8_native":
         return WHOLE_NETWORKS
     return None

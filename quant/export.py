@@ -72,7 +72,7 @@ def export(
         UserError: a folder in use, a policy that does not fit the task, exits that do not fit the network, or a
             tokenizer that OpenVINO has no operations for.
     """
-    if problem := cannot_run(recipe.kind, engine.kind, with_exits=True):
+    if problem := cannot_run(recipe.kind, engine, with_exits=True):
         raise UserError(problem)
     if text and engine.kind != "openvino":
         raise UserError(f"--text writes OpenVINO operations, which engine {engine.kind} has none of; leave it out")
@@ -115,7 +115,7 @@ def export(
         "pad_token_id": pad_token_id,
         "engine": engine.kind,
         "options": {name: session.options[name] for name in SERVED_OPTIONS if name in session.options},
-        "rows_alone": cannot_run(recipe.kind, engine.kind, with_exits=True, batch_size=2) is not None,
+        "rows_alone": cannot_run(recipe.kind, SERVING[engine.kind], with_exits=True, batch_size=2) is not None,
         "checkpoint": {"method": checkpoint.config["method"]["kind"], "hash": checkpoint.hash},
         "toolchain": {name: version(name) for name in (engine.kind, *TOOLCHAIN)},
         "files": {name: artefact.file_hash(folder / name) for name in names},

@@ -14,8 +14,8 @@ from torch import nn
 from models.config import UserError
 from models.cpu import has_int8_dot_products
 from models.ops import NumpyOps
-from models.policies import Entropy, entropy, replay
-from quant.engine import cannot_run
+from models.policies import Entropy, Imposed, entropy, replay
+from quant.engine import OnnxRuntime, cannot_run
 from quant.engines import onnxruntime
 from quant.engines.onnxruntime import OnnxRuntimeSession
 from quant.engines.openvino import OpenVinoSession
@@ -175,10 +175,30 @@ def test_dynamic_int8_on_onnxruntime_leaves_as_replayed_at_batch_1(family: str):
 
 
 def test_dynamic_int8_on_onnxruntime_does_depend_on_the_batch():
-    """Why exits are refused there beyond batch 1: the scale is that of all rows."""
+    """Why exits take rows alone there: the scale is that of all rows."""
     alone, together = (recorded("onnxruntime", Int8Dynamic(), size) for size in (1, 8))
     assert np.abs(alone - together).max() > 1e-3
-    assert "batch_size: 1" in str(cannot_run("int8_dynamic", "onnxruntime", with_exits=True, batch_size=8))
+    assert "batch_size: 1" in str(cannot_run("int8_dynamic", OnnxRuntime(), with_exits=True, batch_size=8))
+    assert cannot_run("int8_dynamic", OnnxRuntime(program="rows"), with_exits=True, batch_size=8) is None
+
+
+@pytest.mark.parametrize("recipe", [Float32(), Int8Dynamic()], ids=["float32", "dynamic"])
+def test_onnxruntime_runs_a_batch_row_by_row(recipe: Any):
+    """With a dial for each; and dynamic INT8 would answer otherwise with padding in its scale, or other rows."""
+    session = OnnxRuntime(program="rows").open(apply_recipe(recipe, network("bert"), []), threads=1)
+    logits = np.concatenate([session.recorder(EXITS)(batch) for batch in batches(8)], axis=1)
+    np.testing.assert_allclose(logits, recorded("onnxruntime", recipe, 1), atol=1e-5)
+    for policy in (Entropy(threshold=0.5), Imposed(exit_layers=[1, 2, 2])):
+        program, answer = session.with_exits(policy, EXITS), replay(policy, logits, EXITS)
+        starts = range(0, len(ROWS), 8)
+        outputs = [
+            program.run(batch, policy.dials(np.arange(i, i + 8))) for i, batch in zip(starts, batches(8), strict=True)
+        ]
+        sure = answer.margin > 1e-5
+        given, left = map(np.concatenate, zip(*outputs, strict=True))
+        np.testing.assert_array_equal(left[sure], answer.exit_layer[sure])
+        np.testing.assert_allclose(given[sure], answer.logits[sure], atol=1e-5)
+        assert set(left) == set(EXITS)
 
 
 @pytest.mark.parametrize("engine", OPEN)

@@ -159,7 +159,7 @@ class Bench:
         self.case, self.rows = case, tiny.encoded(ROWS, seed=3)
         calibration = tiny.batches(tiny.encoded(8, seed=4), 1, case.family)
         self.segments = apply_recipe(RECIPES[case.recipe], case.network, calibration)
-        self.engines = [name for name in ENGINES if not cannot_run(case.recipe, ENGINES[name].kind, with_exits=True)]
+        self.engines = [name for name in ENGINES if not cannot_run(case.recipe, ENGINES[name], with_exits=True)]
         self.sessions: dict[str, Any] = {name: ENGINES[name].open(self._segments_for(name), 1) for name in self.engines}
         self.sessions["trimmed"] = copy.copy(self.sessions["graph"])
         self.sessions["trimmed"].program = "trimmed"

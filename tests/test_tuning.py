@@ -30,6 +30,7 @@ from benchmarks.worker import WorkerError
 from models.config import UserError
 from models.policies import Entropy, Fixed, Patience
 from quant.artefact import EarlyExitModel
+from quant.engine import OnnxRuntime
 from quant.export import Exported
 from quant.recipes import Float32
 from tests import suites
@@ -149,10 +150,6 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         EVERY_ROUTE | {"quantization": {"approach": ["post_training_dynamic_quant"], "model_wise": {"observer": "kl"}}},
         "int8_dynamic: top level: unknown key 'calibration_rows'",
     ),
-    (
-        ON_ONNXRUNTIME | {"evaluation": {"performance": {"dataloader": {"batch_size": 4}}}},
-        "model.framework: recipe int8_dynamic on onnxruntime, which has one scale for a batch, takes exits at batch",
-    ),
     ({"tuning": {"exit_policy": {"max_trails": 3}}}, "unknown key 'max_trails'; allowed: timeout, max_trials"),
     ({"tuning": {"exit_policy": {"max_trials": 0}}}, "tuning.exit_policy.max_trials: input should be greater"),
     ({"device": "gpu"}, "device: input should be 'cpu', found 'gpu'"),
@@ -251,6 +248,8 @@ def test_options_count_where_the_recipe_has_them():
     tuning = parse(**EVERY_ROUTE)
     routes = [(route.approach.split("_")[2], route.engine.kind) for route in tuning.routes]
     assert routes == [("static", "openvino"), ("dynamic", "openvino"), ("dynamic", "onnxruntime")]
+    *_, alone = parse(**EVERY_ROUTE | {"evaluation": {"performance": {"dataloader": {"batch_size": 4}}}}).routes
+    assert (tuning.routes[2].engine, alone.engine) == (OnnxRuntime(), OnnxRuntime(program="rows"))
     space = table_space(tuning)
     assert space.shape == (7, 3, 2, 2, 2, 2)
     points = {space.settled(choice) for choice in itertools.product(*map(range, space.shape))}

@@ -1,7 +1,7 @@
 """Engine `onnxruntime`: ONNX Runtime's CPU kernels and its own quantizers, with the exits inside one graph.
 
 A matrix product of dynamic INT8 has one scale for the values of its whole input. So rows answer otherwise in other
-company, and with exits, which change the company, it runs at batch size 1 alone (`quant.engine.cannot_run`).
+company, and with exits, which change the company, they run one by one (`quant.engine.cannot_run`).
 """
 
 import tempfile
@@ -45,8 +45,9 @@ HIDDEN, MASK = {0: "batch", 1: "length"}, {0: "batch", 3: "length"}
 class OnnxRuntimeSession:
     """Builds ONNX Runtime programs over one network's segments."""
 
-    def __init__(self, segments: Segments, threads: int):
+    def __init__(self, segments: Segments, threads: int, program: Literal["graph", "rows"] = "graph"):
         self.segments, self.num_labels = convert(segments), segments.num_labels
+        self.one_by_one = program == "rows"
         self.native, self.calibration = segments.native, segments.calibration
         self.precision = "int8+float32" if segments.int8 else "float32"
         self.options: dict[str, Any] = {"intra_op_num_threads": threads}
@@ -84,26 +85,30 @@ class OnnxRuntimeSession:
         """All kept exits' logits from one graph; where whole networks are quantized, from one for each exit."""
         if self.native == "static":
             return StackedRecorder([self.without_exits(layer) for layer in exits])
-        return _GraphRecorder(self.compile(self.network(exits))[0])
+        recorder = _GraphRecorder(self.compile(self.network(exits))[0])
+        return RecordedOneByOne(recorder) if self.one_by_one else recorder
 
     def with_exits(self, policy: Policy, exits: Sequence[int]) -> Program:
         """The network with its exits inside."""
         if self.native == "static":
             raise UserError(WHOLE_NETWORKS)
         session, size = self.compile(exit_model(self._graph(), policy, exits))
-        return OnnxRuntimeProgram(session, "graph", 0, self.precision, size)
+        return self._program(OnnxRuntimeProgram(session, "graph", 0, self.precision, size))
 
     def without_exits(self, layer: int) -> Program:
         """The network up to `layer` and its exit, as one graph; quantized once, for recordings and for runs."""
         if layer not in self.singles:
             session, size = self.compile(self.network([layer]))
-            self.singles[layer] = OnnxRuntimeProgram(session, "single", layer, self.precision, size)
+            self.singles[layer] = self._program(OnnxRuntimeProgram(session, "single", layer, self.precision, size))
         return self.singles[layer]
 
     def _graph(self) -> OnnxGraph:
         """An empty graph for exits."""
-        kind = OneRowGraph if self.native == "dynamic" else OnnxGraph
+        kind = OneRowGraph if self.native == "dynamic" or self.one_by_one else OnnxGraph
         return kind(self.segments, self.num_labels)
+
+    def _program(self, program: Program) -> Program:
+        return OneByOne(program) if self.one_by_one else program
 
     def precisions(self) -> dict[str, str]:
         """ONNX Runtime does not say what became of an op."""
@@ -126,6 +131,38 @@ class OnnxRuntimeProgram:
             ((logits,),) = _arrays(self.session, [LOGITS], inputs)
             return ExitOutput(logits, np.full(len(logits), self.layer, np.int64))
         return ExitOutput(*_arrays(self.session, [LOGITS, EXIT_LAYER], inputs | dials))
+
+
+class OneByOne:
+    """A program that runs the rows of a batch alone."""
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.kind: Literal["graph", "stepped", "single"] = program.kind
+        self.precision, self.size_bytes = program.precision, program.size_bytes
+
+    def run(self, inputs: Inputs, dials: Dials) -> ExitOutput:
+        of_row = [
+            self.program.run(row, {name: dial[i : i + 1] if dial.ndim else dial for name, dial in dials.items()})
+            for i, row in enumerate(_rows(inputs))
+        ]
+        return ExitOutput(*map(np.concatenate, zip(*of_row, strict=True)))
+
+
+class RecordedOneByOne:
+    """A recorder that runs the rows of a batch alone."""
+
+    def __init__(self, recorder: Recorder):
+        self.recorder = recorder
+
+    def __call__(self, inputs: Inputs) -> np.ndarray:
+        return np.concatenate([self.recorder(row) for row in _rows(inputs)], axis=1)
+
+
+def _rows(inputs: Inputs) -> Iterator[Inputs]:
+    """Each row of a batch [B, T], which is padded on the right, as [1, t] without its padding."""
+    for i, length in enumerate(inputs["attention_mask"].sum(axis=1)):
+        yield {name: array[i : i + 1, :length] for name, array in inputs.items()}
 
 
 class _GraphRecorder:
