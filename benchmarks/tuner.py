@@ -105,6 +105,11 @@ def tune(space: Space, bench: Bench, labels: np.ndarray, identity: str, folder: 
     tuning = space.tuning
     baseline, *trials = _resumed(tuning, identity, folder) or [_baseline(space, bench, labels, identity, folder)]
     say(f"FP32 baseline is: {told(baseline)}")
+    if (blind := _blind_score(tuning, labels)) >= floor_of(tuning, baseline):
+        say(
+            f"Warning: one class for every row scores {tuning.metric} {blind:.4f} on tune, within the criterion: "
+            "tighten tuning.accuracy_criterion, or judge by another evaluation.accuracy.metric"
+        )
     for trial in trials:
         say(f"Tune {trial.number} was: {told(trial)}")
     best = best_of(tuning, trials)
@@ -188,6 +193,13 @@ def _without_pauses(timing: Timing) -> np.ndarray:
     means = np.array([np.bincount(turns, weights=side) for side in sides]) / np.bincount(turns)
     steady: np.ndarray = np.all(means < PAUSE * np.median(means, axis=1, keepdims=True), axis=0)
     return sides[:, steady[turns]]
+
+
+def _blind_score(tuning: Tuning, labels: np.ndarray) -> float:
+    """What answering with one class throughout scores at best; minus infinity in a regression."""
+    task = tuning.model.task
+    answers = [] if task.regression else [np.full(len(labels), label) for label in range(task.num_labels)]
+    return max((task.metrics(labels, answer)[tuning.metric] for answer in answers), default=-float("inf"))
 
 
 def _resumed(tuning: Tuning, identity: str, folder: Path) -> list[TrialRecord]:

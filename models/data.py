@@ -47,7 +47,8 @@ class TaskData:
     """The splits of a task: `fit`, `select`, `tune` (slices of train) and `dev` (MNLI has `dev_mismatched` as well).
 
     `data_hash` is the sha256 (hex) of every row of every split. `counts` holds the rows per split and what was done
-    to get there: `duplicates_grouped`, `train_rows_dropped_in_dev`, `malformed_rows_dropped`. `seed` cut the slices.
+    to get there: `phrases_dropped`, `duplicates_grouped`, `train_rows_dropped_in_dev`, `malformed_rows_dropped`. `seed`
+    cut the slices.
     """
 
     splits: dict[str, Rows]

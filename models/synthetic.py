@@ -110,7 +110,12 @@ class SyntheticTask(BaseTask):
         }
         splits["dev"] = dev
         counts = {split: len(rows) for split, rows in splits.items()}
-        done = {"duplicates_grouped": 0, "train_rows_dropped_in_dev": 0, "malformed_rows_dropped": 0}
+        done = {
+            "phrases_dropped": 0,
+            "duplicates_grouped": 0,
+            "train_rows_dropped_in_dev": 0,
+            "malformed_rows_dropped": 0,
+        }
         return TaskData(splits=splits, data_hash=hash_rows(splits), counts=counts | done, seed=seed)
 
     def _rows(self, split: str, n: int, random: Random, seen: set[str]) -> Rows:

@@ -97,18 +97,23 @@ def test_glue_layouts_load_from_the_root_and_from_the_task_folder(kind: str, tmp
 
 
 @pytest.mark.parametrize(
-    ("kind", "train", "dev", "duplicates", "dropped"),
-    [("sst2", 67349, 872, 371, 0), ("mrpc", 3667, 408, 0, 0), ("rte", 2490, 277, 2, 0), ("stsb", 5749, 1500, 44, 6)],
+    ("kind", "train", "dev", "phrases", "duplicates", "dropped"),
+    [
+        ("sst2", 67349, 872, 1812, 371, 0),
+        ("mrpc", 3667, 408, 0, 0, 0),
+        ("rte", 2490, 277, 0, 2, 0),
+        ("stsb", 5749, 1500, 0, 44, 6),
+    ],
 )
-def test_real_glue_counts(glue_folder: Path, kind: str, train: int, dev: int, duplicates: int, dropped: int) -> None:
+def test_real_glue_counts(
+    glue_folder: Path, kind: str, train: int, dev: int, phrases: int, duplicates: int, dropped: int
+) -> None:
     data = GlueTask.model_validate({"kind": kind}).load(glue_folder, seed=42)
     counts = data.counts
-    assert counts["fit"] + counts["select"] + counts["tune"] + dropped == train
-    assert (counts["dev"], counts["duplicates_grouped"], counts["train_rows_dropped_in_dev"]) == (
-        dev,
-        duplicates,
-        dropped,
-    )
+    assert counts["fit"] + counts["select"] + counts["tune"] + phrases + dropped == train
+    assert counts["dev"] == dev
+    assert (counts["phrases_dropped"], counts["duplicates_grouped"]) == (phrases, duplicates)
+    assert counts["train_rows_dropped_in_dev"] == dropped
     held_out = {normalise(texts) for texts in data.splits["dev"].texts}
     assert not any(
         normalise(texts) in held_out for split in ("fit", "select", "tune") for texts in data.splits[split].texts
@@ -266,6 +271,7 @@ def test_splits_never_share_a_text(train: list[tuple[str]], dev: list[tuple[str]
     assert not any(keys[a] & keys[b] for i, a in enumerate(names) for b in names[i + 1 :])
     kept = sum(len(data.splits[split]) for split in ("fit", "select", "tune"))
     assert kept + data.counts["train_rows_dropped_in_dev"] == len(train)
+    assert data.counts["phrases_dropped"] == 0  # of two words
     assert kept - data.counts["duplicates_grouped"] == len(keys["fit"]) + len(keys["select"]) + len(keys["tune"])
 
 
@@ -303,6 +309,12 @@ def test_a_sentence_and_its_phrases_stay_together(seed: int) -> None:
     assert not found["fit"] & found["select"]
     assert not found["fit"] & found["tune"]
     assert not found["select"] & found["tune"]
+    others = [text for name in ("select", "tune") for (text,) in data.splits[name].texts]
+    longer = [f" {text} " for text in others if len(text.split()) >= 6]
+    short = {text for (text,) in texts if 3 <= len(text.split()) < 6}
+    phrases = {(text,) for text in short if any(f" {text} " in row for row in longer)}
+    assert not phrases & set(data.splits["fit"].texts)
+    assert data.counts["phrases_dropped"] == len(texts) - sum(map(len, data.splits.values())) + 1
     for name in ("select", "tune"):
         # Whole groups, the last of which may go beyond a tenth; each has a row that is long enough.
         assert round(0.1 * len(texts)) <= len(data.splits[name]) <= round(0.1 * len(texts)) + 5
@@ -428,7 +440,7 @@ def test_metrics_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "headline"), [("cola", "matthews"), ("qqp", "f1"), ("stsb", "pearson"), ("mnli", "accuracy")]
+    ("kind", "headline"), [("cola", "matthews"), ("qqp", "f1"), ("mrpc", "accuracy"), ("stsb", "pearson")]
 )
 def test_headlines(kind: str, headline: str) -> None:
     assert GlueTask.model_validate({"kind": kind}).headline_metric == headline

@@ -290,6 +290,17 @@ def test_every_strategy_comes_to_every_route(name: str, tmp_path: Path):
     assert early == {"openvino", "onnxruntime"}
 
 
+@pytest.mark.parametrize(("criterion", "warned"), [({"relative": 0.01}, False), ({"relative": 0.5}, True)])
+def test_a_criterion_that_one_class_for_every_row_keeps_is_warned_of(
+    tmp_path: Path, criterion: dict[str, float], warned: bool
+):
+    space = table_space(parse(tuning=TINY["tuning"] | {"accuracy_criterion": criterion}))
+    bench, said = Table(), []
+    tune(space, bench, bench.labels, "identity", tmp_path, say=said.append)
+    share = max(np.bincount(bench.labels)) / ROWS
+    assert [f"{share:.4f}" in line for line in said if line.startswith("Warning")] == [True] * warned
+
+
 def table_space(tuning: Tuning) -> Space:
     policies = [Patience(patience=1), Patience(patience=2)], [Entropy(threshold=t) for t in (0.05, 0.2, 0.4)]
     exits = (1, 2, 3, 4), (2, 4), (3, 4)
