@@ -199,6 +199,8 @@ def test_onnxruntime_runs_a_batch_row_by_row(recipe: Any):
         np.testing.assert_array_equal(left[sure], answer.exit_layer[sure])
         np.testing.assert_allclose(given[sure], answer.logits[sure], atol=1e-5)
         assert set(left) == set(EXITS)
+    policy, (batch, *_) = Imposed(exit_layers=[1, 2, 2]), batches(8)
+    assert session.footprint(policy, EXITS, batch | policy.dials(np.arange(8))) > 0
 
 
 @pytest.mark.parametrize("engine", OPEN)

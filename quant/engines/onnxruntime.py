@@ -73,8 +73,9 @@ class OnnxRuntimeSession:
     def footprint(self, policy: Policy | None, exits: Sequence[int], inputs: Inputs) -> int:
         """See `quant.programs.Servable`."""
         model = self.network(exits[-1:]) if policy is None else exit_model(self._graph(), policy, exits)
+        first = {name: array[:1] if array.ndim else array for name, array in inputs.items()}
         with _saved(model) as path:
-            return resident_bytes(path, inputs, self.options)
+            return resident_bytes(path, first if self.one_by_one else inputs, self.options)
 
     def network(self, exits: Sequence[int]) -> onnx.ModelProto:
         """The network without an `If`, quantized as a whole where the recipe says so."""
