@@ -697,5 +697,5 @@ def test_resumed_when_finished_it_tries_nothing_again(searched: Path, monkeypatc
     before = (searched / "output" / TRIALS).read_bytes()
     assert run_tiny(searched, searched / "output", searched / "again") in (0, 1)
     assert (searched / "output" / TRIALS).read_bytes() == before
-    lines = (searched / "again").read_text().splitlines()
-    assert [line.split(" was:")[0] for line in lines[1:7]] == [f"Tune {n}" for n in range(1, 7)]
+    was = [line.split(" was:")[0] for line in (searched / "again").read_text().splitlines() if " was:" in line]
+    assert was == [f"Tune {n}" for n in range(1, 7)]
