@@ -29,6 +29,7 @@ render writes
   exits_*.png, .svg    where examples leave the network, float32 beside INT8
   speeds_*.png, .svg   score at equal layer speed-ups, every method beside fewer layers; speed_axis.csv has the numbers
   int8_study.csv       INT8 beside float32 at the same policy: exits, labels, confidence, thresholds that carry over
+  floors.csv           the answer at other floors: where early exit beats fewer layers, and where not
   groups.csv           who pays for the speed: the answers by class and by length
   exits.csv            what each network's exits know: overthinking, the oracle, entropy and calibration by exit
   training.csv         score and calibration of each exit on select, beside networks trained alone

@@ -33,6 +33,12 @@ class Versus(NamedTuple):
     ratio: Interval
     by_sessions: bool
 
+    @property
+    def cell(self) -> str:
+        """As a table shows it: `1.20 (1.13 to 1.27)`."""
+        how = " by sessions" if self.by_sessions else ""
+        return f"{self.ratio.estimate:.2f} ({self.ratio.low:.2f} to {self.ratio.high:.2f}{how})"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -87,18 +93,12 @@ def apply_floor(runs: Runs, relative_floor: float = RELATIVE_FLOOR) -> Runs:
     Raises:
         UserError: the floor is not a share.
     """
-    if not 0 <= relative_floor < 1:
-        raise UserError(f"the floor is a share of the float32 score, at least 0 and below 1, not {relative_floor}")
-    floored = []
-    for _, _, rows in runs.groups():
-        reference = _reference(rows)
-        floor = None if reference is None else lowest_allowed(reference["tune_score"], relative_floor)
-        floored += [row | _within(row, floor) for row in rows]
+    floored = _floored(runs, relative_floor)
     peers: dict[tuple[str, ...], list[str]] = {}
-    for row in floored:
+    for row in floored.rows:
         if row["role"] == "truncated" and row["within_floor"] and _eligible(row):
             peers.setdefault(timed_together(runs.records[row["run_id"]]), []).append(row["run_id"])
-    rows = [row | _over_truncated(runs, row["run_id"], peers) for row in floored]
+    rows = [row | _over_truncated(runs, row["run_id"], peers) for row in floored.rows]
     return runs._replace(rows=rows)
 
 
@@ -108,7 +108,7 @@ def choose(runs: Runs, relative_floor: float = RELATIVE_FLOOR) -> list[Choice]:
     Raises:
         UserError: the floor is not a share.
     """
-    floored = apply_floor(runs, relative_floor)
+    floored = _floored(runs, relative_floor)
     choices = []
     for task, shape, rows in floored.groups():
         reference = _reference(rows)
@@ -142,6 +142,18 @@ def versus(runs: Runs, candidate: Row, baseline: Row) -> Versus | None:
 def lowest_allowed(score: float, share: float) -> float:
     """The floor that lies a share of a score below it: a distance, so that a negative score does not raise its own."""
     return score - share * abs(score)
+
+
+def _floored(runs: Runs, relative_floor: float) -> Runs:
+    """Fill in `tune_floor` and `within_floor`."""
+    if not 0 <= relative_floor < 1:
+        raise UserError(f"the floor is a share of the float32 score, at least 0 and below 1, not {relative_floor}")
+    rows = []
+    for _, _, group in runs.groups():
+        reference = _reference(group)
+        floor = None if reference is None else lowest_allowed(reference["tune_score"], relative_floor)
+        rows += [row | _within(row, floor) for row in group]
+    return runs._replace(rows=rows)
 
 
 def _eligible(row: Row) -> bool:

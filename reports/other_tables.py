@@ -7,6 +7,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from reports.choice import Choice, lowest_allowed
+from reports.floors import floors_table
 from reports.groups import groups_table
 from reports.load import load_table
 from reports.networks import networks_table
@@ -53,7 +54,7 @@ PUBLISHED = [
 
 def other_tables(runs: Runs, choices: list[Choice]) -> list[OtherTable]:
     """The tables that have rows; `runs` has gone through `apply_floor`."""
-    own = [study_table(runs), groups_table(runs, choices), networks_table(runs)]
+    own = [floors_table(runs), study_table(runs), groups_table(runs, choices), networks_table(runs)]
     own += [seeds_table(runs), speed_table(read_curves(runs)), training_table(runs), load_table(runs, choices)]
     return [table for table in (*own, lpot(runs), papers(runs, choices)) if table.rows]
 

@@ -141,11 +141,7 @@ LEGEND = [
 
 
 def _versus(answer: Answer) -> str:
-    over = answer.over_truncated
-    if over is None:
-        return ""
-    how = " by sessions" if over.by_sessions else ""
-    return f"{over.ratio.estimate:.2f} ({over.ratio.low:.2f} to {over.ratio.high:.2f}{how})"
+    return "" if answer.over_truncated is None else answer.over_truncated.cell
 
 
 def _from_fewer_layers(answer: Answer) -> str:

@@ -43,7 +43,7 @@ from tests.fake_runs import (
 ROOT = Path(__file__).resolve().parent.parent
 NEVER = {"kind": "fixed", "layer": None}
 FILES = {"index.html", "results.md", "results.csv", "results.json", "results_columns.md"}
-TABLES = {"speed_axis.csv", "training.csv", "load.csv"}
+TABLES = {"floors.csv", "speed_axis.csv", "training.csv", "load.csv"}
 IMPOSED = {"kind": "imposed", "exit_layers": [2]}
 
 
