@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.config import Config
-from models.network import ExitsConfig, MultiExitNetwork
+from models.network import ExitsConfig, MultiExitNetwork, Pooling
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -131,7 +131,7 @@ class Classifier(Config):
     """
 
     kind: Literal["classifier"] = "classifier"
-    pooling: Literal["first_token", "mean"] = "first_token"
+    pooling: Pooling = "first_token"
 
     @property
     def exits(self) -> ExitsConfig:
@@ -149,7 +149,7 @@ class Pabee(Config):
     """
 
     kind: Literal["pabee"] = "pabee"
-    pooling: Literal["first_token", "mean"] = "first_token"
+    pooling: Pooling = "first_token"
     pooler: Literal["shared", "per_exit"] = "shared"
     layer_weights: Literal["depth", "uniform"] = "depth"
     distillation: Distillation | None = None
@@ -237,7 +237,7 @@ class RomeBert(Config):
     """
 
     kind: Literal["romebert"] = "romebert"
-    pooling: Literal["first_token", "mean"] = "first_token"
+    pooling: Pooling = "first_token"
     distillation: Distillation = Distillation(weight=0.9, temperature=3.0)
     gradient_regularization: bool = True
 

@@ -1,9 +1,11 @@
 """The multi-exit network: a backbone from `transformers` with an exit after every layer."""
 
 import math
-from typing import Literal
+from itertools import zip_longest
+from typing import Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -14,41 +16,63 @@ from models.families import family_of
 # float32 it survives bfloat16 and leaves no room for infinities when masks are added.
 MASKED = -1e4
 
+Pooling = Literal["first_token", "mean", "attention"]
+
 
 class ExitsConfig(Config):
     """What an exit is made of.
 
     Attributes:
         head: `pooler` (linear, tanh, classifier, as PABEE and DeeBERT have) or `attention` (FastBERT's student).
-        pooling: what a vector is made from: the first token (as the references do), or the mean over the tokens.
+        pooling: what a vector is made from: the first token (as the references do), the mean over the tokens, or their
+            mean by weights that each exit learns (attention pooling: Yang et al. 2016, section 2.2, without its
+            hidden layer).
         pooler: for head `pooler`, one pooler for all exits (PABEE) or one each (DeeBERT); attention heads are never
             shared.
     """
 
     head: Literal["pooler", "attention"] = "pooler"
-    pooling: Literal["first_token", "mean"] = "first_token"
+    pooling: Pooling = "first_token"
     pooler: Literal["shared", "per_exit"] = "shared"
 
+    @model_validator(mode="after")
+    def _queries_for_poolers_alone(self) -> Self:
+        if (self.head, self.pooling) == ("attention", "attention"):
+            raise ValueError("pooling: attention is for head pooler; attention heads pool first_token or mean")
+        return self
 
-def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Hidden [B, T, H] and additive mask [B, 1, 1, T] -> [B, H]."""
+
+def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling, query: torch.Tensor | None = None) -> torch.Tensor:
+    """Hidden [B, T, H], additive mask [B, 1, 1, T] and, for pooling attention, a query [H] -> [B, H]."""
     if pooling == "first_token":
         return hidden[:, 0]
-    # Of n tokens each weighs exp(0) / n and the padding nothing: half the operations of counting them.
-    weights = torch.softmax(mask.squeeze(1), dim=-1).transpose(1, 2)
-    return (hidden * weights).sum(dim=1)
+    # For the mean, each of n tokens weighs exp(0) / n and the padding nothing: half the operations of counting them.
+    scores = mask.squeeze(1)
+    if query is not None:
+        # No matrix product, which would be quantized: the weights are an exit's most sensitive numbers.
+        scores = scores + (hidden * query).sum(dim=-1).unsqueeze(1)
+    return (hidden * torch.softmax(scores, dim=-1).transpose(1, 2)).sum(dim=1)
 
 
 class Exit(nn.Module):
     """Pooler (linear and tanh), dropout and classifier: hidden [B, T, H] and mask [B, 1, 1, T] -> logits [B, C]."""
 
-    def __init__(self, pooler: nn.Linear, dropout: nn.Dropout, classifier: nn.Linear, pooling: str):
+    def __init__(
+        self,
+        pooler: nn.Linear,
+        dropout: nn.Dropout,
+        classifier: nn.Linear,
+        pooling: Pooling,
+        query: nn.Parameter | None = None,
+    ):
         super().__init__()
-        self.pooler, self.dropout, self.classifier, self.pooling = pooler, dropout, classifier, pooling
+        self.pooler, self.dropout, self.classifier = pooler, dropout, classifier
+        self.pooling: Pooling = pooling
+        self.query = query
 
     def pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """[B, T, H] -> [B, H], what the pooler reads."""
-        return pool(hidden, mask, self.pooling)
+        return pool(hidden, mask, self.pooling, self.query)
 
     def classify(self, pooled: torch.Tensor) -> torch.Tensor:
         """[B, H] -> [B, C]."""
@@ -67,9 +91,10 @@ class AttentionExit(nn.Module):
 
     WIDTH, HEADS = 128, 2
 
-    def __init__(self, hidden_size: int, num_labels: int, dropout: float, pooling: str):
+    def __init__(self, hidden_size: int, num_labels: int, dropout: float, pooling: Pooling):
         super().__init__()
-        self.down, self.pooling = nn.Linear(hidden_size, self.WIDTH), pooling
+        self.down = nn.Linear(hidden_size, self.WIDTH)
+        self.pooling: Pooling = pooling
         self.query, self.key, self.value, self.output, self.dense = (
             nn.Linear(self.WIDTH, self.WIDTH) for _ in range(5)
         )
@@ -111,6 +136,10 @@ class MultiExitNetwork(nn.Module):
         self.classifiers = nn.ModuleList(
             nn.Linear(config.hidden_size, num_labels) for _ in range(self.num_layers if with_pooler else 0)
         )
+        # Nothing stands out at first: of zeros, the weights are those of the mean.
+        self.queries = nn.ParameterList(
+            torch.zeros(config.hidden_size) for _ in range(self.num_layers if exits.pooling == "attention" else 0)
+        )
         self.heads = nn.ModuleList(
             AttentionExit(config.hidden_size, num_labels, config.hidden_dropout_prob, exits.pooling)
             for _ in range(0 if with_pooler else self.num_layers)
@@ -127,9 +156,10 @@ class MultiExitNetwork(nn.Module):
         """The L exits in order, as modules over the registered parameters."""
         if self.exits_config.head == "attention":
             return list(self.heads)
+        pooling = self.exits_config.pooling
         return [
-            Exit(self.poolers[i % len(self.poolers)], self.dropout, classifier, self.exits_config.pooling)  # pyright: ignore
-            for i, classifier in enumerate(self.classifiers)
+            Exit(self.poolers[i % len(self.poolers)], self.dropout, classifier, pooling, query)  # pyright: ignore
+            for i, (classifier, query) in enumerate(zip_longest(self.classifiers, self.queries))
         ]
 
     @property

@@ -24,7 +24,7 @@ from models.training import TrainingSpec, start_network
 from tests import tiny
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
-METHODS: list[Method] = [Pabee(), Pabee(pooling="mean", pooler="per_exit"), DeeBert()]
+METHODS: list[Method] = [Pabee(), Pabee(pooling="mean", pooler="per_exit"), Pabee(pooling="attention"), DeeBert()]
 
 
 def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
@@ -36,7 +36,7 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
 
 
 @families
-@pytest.mark.parametrize("method", METHODS, ids=["pabee", "pabee_mean", "deebert"])
+@pytest.mark.parametrize("method", METHODS, ids=["pabee", "pabee_mean", "pabee_attention", "deebert"])
 def test_saved_and_loaded(family: str, method: Method, tmp_path: Path):
     made = tiny.checkpoint(tmp_path / "a", family, method)
     found = load_checkpoint(tmp_path / "a")

@@ -92,12 +92,14 @@ class Case(NamedTuple):
 
 
 # Shared poolers and one each, and both poolings, in every family and recipe; in BERT's float32 all four structures.
-# Attention heads, on either pooling, in BERT's every recipe and in INT8 of every family.
+# Attention pooling in BERT's every recipe, and in INT8 of every family; attention heads likewise, on either pooling.
 DIAGONAL = [ExitsConfig(pooling="first_token", pooler="shared"), ExitsConfig(pooling="mean", pooler="per_exit")]
 OTHERS = [ExitsConfig(pooling="first_token", pooler="per_exit"), ExitsConfig(pooling="mean", pooler="shared")]
 CASES = [Case(*which) for which in product(tiny.FAMILIES, DIAGONAL, RECIPES)]
 CASES += [Case("bert", exits, "float32") for exits in OTHERS]
 CASES += [Case("roberta", tiny.PABEE, "float32", num_labels=1)]
+CASES += [Case("bert", tiny.QUERIES, recipe) for recipe in RECIPES]
+CASES += [Case("roberta", tiny.QUERIES, "int8_static"), Case("albert", tiny.QUERIES, "int8_static")]
 ATTENTION = [tiny.FASTBERT, tiny.FASTBERT.model_copy(update={"pooling": "mean"})]
 CASES += [Case("bert", ATTENTION[i % 2], recipe) for i, recipe in enumerate(RECIPES)]
 CASES += [Case("roberta", ATTENTION[1], "int8_static"), Case("albert", ATTENTION[0], "int8_static")]
@@ -146,7 +148,7 @@ def body(family: str) -> PreTrainedModel:
 def network(family: str, exits: str, num_labels: int) -> tiny.MultiExitNetwork:
     """Two different exits, the first of them once more at the end."""
     made = tiny.with_exits(body(family), ExitsConfig.model_validate_json(exits), num_labels)
-    for parts in (made.poolers, made.classifiers, made.heads):
+    for parts in (made.poolers, made.classifiers, made.queries, made.heads):
         if len(parts) == LAYERS:
             parts[-1] = parts[0]
     return made

@@ -22,6 +22,7 @@ PAD = {"bert": 0, "roberta": 1, "albert": 0}
 FIRST_WORD = 5
 PABEE = ExitsConfig(pooling="first_token", pooler="shared")
 DEEBERT = ExitsConfig(pooling="first_token", pooler="per_exit")
+QUERIES = ExitsConfig(pooling="attention", pooler="per_exit")
 FASTBERT = ExitsConfig(head="attention", pooling="first_token", pooler="per_exit")
 
 
@@ -64,6 +65,7 @@ def with_exits(body: PreTrainedModel, exits: ExitsConfig, num_labels: int, seed:
     made = MultiExitNetwork(body, exits, num_labels)
     shaken(made.poolers, 0.1, seed)
     shaken(made.classifiers, 0.6, seed)
+    shaken(made.queries, 1.0, seed)
     shaken(made.heads, 0.2, seed)
     spread(made.eval())
     return made
