@@ -111,14 +111,15 @@ def setting(info: CheckpointInfo) -> str:
 def setting_labels(records: Sequence[RunRecord]) -> dict[str, str]:
     """run_id -> the shortest name that tells a checkpoint's setting from the others of its task.
 
-    Its method; or method and backbone; or these and the options in which settings of one method differ.
+    Its method; or method and backbone; or these and the first few of the options in which settings of both differ that
+    tell it from all others.
     """
     infos = {(record.task, setting(info)): info for record in records if (info := record.checkpoint) is not None}
     candidates, users = {}, defaultdict(set)
     for (task, key), info in infos.items():
         others = [other for (place, _), other in infos.items() if (place, other.method) == (task, info.method)]
         named = f"{info.method} {Path(info.backbone).name}"
-        told = f"({', '.join(_differing(info, others))})"
+        told = f"({', '.join(_differing(info, [other for other in others if other.backbone == info.backbone]))})"
         full = (info.method if len({other.backbone for other in others}) == 1 else named) + told
         candidates[task, key] = (info.method, named, full)
         for label in candidates[task, key]:
@@ -154,11 +155,13 @@ def model_labels(records: Sequence[RunRecord]) -> dict[str, str]:
 
 
 def _differing(info: CheckpointInfo, others: list[CheckpointInfo]) -> list[str]:
-    """The options in which checkpoints of one method differ: `mean`, `layer_weights=uniform`, `epochs=3.0`."""
-    options = [_flat(other.method_options | other.train) for other in others]
-    told = _flat(info.method_options | info.train)
-    varying = [name for name in told if len({str(other.get(name)) for other in options}) > 1]
-    shown = {name: told[name] for name in varying if told[name] is not None}
+    """The first options that tell a checkpoint from all `others` (it is one): `mean`, `layer_weights=uniform`."""
+    told, alike, shown = _flat(info.method_options | info.train), others, {}
+    for name, value in told.items():
+        values = [_flat(other.method_options | other.train).get(name) for other in alike]
+        alike = [other for other, its in zip(alike, values, strict=True) if its == value]
+        if len(alike) < len(values) and value is not None:
+            shown[name] = value
     return [value if name in ("pooling", "pooler") else f"{name}={value}" for name, value in shown.items()]
 
 

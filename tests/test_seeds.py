@@ -213,6 +213,16 @@ def test_settings_are_named_by_what_tells_them_apart():
     assert list(model_labels(records).values()) == [*labels, "deebert, seed 42", "deebert, seed 43", *fastbert]
 
 
+def test_a_setting_is_told_by_the_first_options_that_suffice():
+    best = {"pooling": "attention", "pooler": "per_exit", "distillation": {"weight": 0.5}}
+    paper = {"pooling": "first_token", "pooler": "shared", "distillation": None}
+    given = [(best, "models/minilm"), (paper, "models/minilm"), (best, "models/minilm-4")]
+    infos = [checkpoint(backbone=backbone, method_options=options) for options, backbone in given]
+    records = [record(str(i), checkpoint=info) for i, info in enumerate(infos)]
+    labels = ["pabee minilm(attention)", "pabee minilm(first_token)", "pabee minilm-4"]
+    assert list(setting_labels(records).values()) == labels
+
+
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=9))
 def test_spread(values: list[float]):
     found = spread(values)
