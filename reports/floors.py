@@ -32,14 +32,14 @@ def floors_table(runs: Runs) -> OtherTable:
         Column("task", 0, text("task"), text=True),
         Column("shape", 2, text("shape"), text=True),
         Column("may lose %", 0, number("relative_floor", 1, 100)),
-        Column("early exit", 1, text("early exit"), text=True),
-        Column("early exit: dev %", 0, number("early exit_dev_score", 1, 100)),
-        Column("early exit: ms", 1, number("early exit_latency_s_per_example", 3, 1000)),
-        Column("truncated", 1, text("truncated"), text=True),
-        Column("truncated: dev %", 0, number("truncated_dev_score", 1, 100)),
-        Column("truncated: ms", 1, number("truncated_latency_s_per_example", 3, 1000)),
         Column("x fewer layers", 0, _over_truncated),
         Column("points", 0, change("change")),
+        Column("early exit: dev %", 0, number("early exit_dev_score", 1, 100)),
+        Column("early exit: ms", 1, number("early exit_latency_s_per_example", 3, 1000)),
+        Column("truncated: dev %", 0, number("truncated_dev_score", 1, 100)),
+        Column("truncated: ms", 1, number("truncated_latency_s_per_example", 3, 1000)),
+        Column("early exit", 1, text("early exit"), text=True),
+        Column("truncated", 1, text("truncated"), text=True),
     ]
     return OtherTable("At other floors", columns, rows, NOTES, file="floors")
 

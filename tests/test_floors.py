@@ -37,12 +37,12 @@ def test_a_row_for_each_floor_that_changes_the_answer(folder: Path):
 
 def test_its_cells(folder: Path):
     first, second, *_ = cells(floors_table(load_runs(folder)))
-    assert first[2] == "0.5"
-    assert first[3].endswith("entropy 0.2")
-    assert first[4:] == ["88.0", "4.000", "", "", "", "", ""]
-    assert second[4:6] == ["88.0", "4.000"]
-    assert second[7:9] == ["89.0", "5.000"]
-    assert second[9].startswith("1.25 (1.")
+    assert first[2:-2] == ["0.5", "", "", "88.0", "4.000", "", ""]
+    assert first[-2].endswith("entropy 0.2")
+    assert second[2] == "1.0"
+    assert second[3].startswith("1.25 (1.")
+    assert second[5:-2] == ["88.0", "4.000", "89.0", "5.000"]
+    assert second[-1].endswith("2 of 4 layers")
 
 
 def test_none_where_every_floor_gives_the_same(tmp_path: Path):
