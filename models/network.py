@@ -51,7 +51,9 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling, query: torc
     if query is not None:
         # No matrix product, which would be quantized: the weights are an exit's most sensitive numbers.
         scores = scores + (hidden * query).sum(dim=-1).unsqueeze(1)
-    return (hidden * torch.softmax(scores, dim=-1).transpose(1, 2)).sum(dim=1)
+    # Squeezed by itself: OpenVINO 2026.4 fuses what follows a sum that drops its dimension, and scales of channels with
+    # it (`quant/smoothing.py`), and then takes the wrong ones for all rows of a batch but the first.
+    return (hidden * torch.softmax(scores, dim=-1).transpose(1, 2)).sum(dim=1, keepdim=True).squeeze(1)
 
 
 class Exit(nn.Module):
