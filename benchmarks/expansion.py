@@ -4,8 +4,11 @@ import itertools
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from time import perf_counter
 
-from benchmarks.suite import CheckpointSpec, RunSpec, Suite, engine_label, layers_of, recipe_label
+import numpy as np
+
+from benchmarks.suite import CheckpointSpec, RunSpec, Suite, engine_label, layers_of, recipe_label, sizes_of
 from models.config import UserError
 from models.methods import Classifier
 from models.policies import Fixed, Policy
@@ -148,12 +151,33 @@ class Estimate:
 
 
 def estimate(suite: Suite, runs: list[RunSpec]) -> Estimate:
-    """Rough minutes and disk of one session: half a minute a worker, and so many row-layers a second."""
-    row_layers_per_second = 1500.0
+    """Rough minutes and disk of one session of foreseen runs: half a minute a worker, and every layer in float32.
+
+    A layer takes what its weights' multiplications take at this machine's speed, and a little for being called. Rows
+    that are not padded to a length count as 32 tokens.
+    """
+    parameters = {
+        name: sizes_of(spec).layer_parameters
+        for task, spec in itertools.product(suite.tasks, suite.checkpoints)
+        for name in _names(suite, task, spec)
+    }
     workers = {
         (run.checkpoint, recipe_label(run.recipe), engine_label(run.engine), run.shape.thread_count) for run in runs
     }
-    passes = suite.timing.rows * (suite.timing.repeats + 3)
-    layers = sum(run.exits[-1] for run in runs)
-    seconds = 30.0 * len(workers) + layers * passes / row_layers_per_second
+    call, speed = 2e-4, _operations_per_second()
+    a_row = 0.0
+    for run in runs:
+        tokens = (run.shape.length or 128) if run.shape.padding == "max_length" else 32
+        a_row += run.exits[-1] * (call / run.shape.batch_size + 2 * parameters[run.checkpoint] * tokens / speed)
+    seconds = 30.0 * len(workers) + a_row * suite.timing.rows * (suite.timing.repeats + 3)
     return Estimate(minutes=seconds / 60, disk_mb=0.05 * len(runs) + 0.5 * len(workers))
+
+
+def _operations_per_second() -> float:
+    """Of a float32 matrix product on all cores, the best of a few."""
+    matrix, product, seconds = np.ones((1024, 1024), np.float32), np.empty((1024, 1024), np.float32), []
+    for _ in range(5):
+        begun = perf_counter()
+        np.matmul(matrix, matrix, out=product)
+        seconds.append(perf_counter() - begun)
+    return 2 * 1024**3 / min(seconds)

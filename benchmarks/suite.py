@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from os import cpu_count
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
@@ -398,22 +398,46 @@ def _key_path(problem: Any, raw: dict[str, Any]) -> list[str | int]:
     return [*path, place[-1]] if problem["type"] == "missing" else path
 
 
+class Sizes(NamedTuple):
+    """L of a network, and how wide its layers are."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of a layer's six matrices."""
+        return 4 * self.hidden**2 + 2 * self.hidden * self.intermediate
+
+
 def layers_of(spec: CheckpointSpec) -> int:
-    """L of a checkpoint before it exists, from its backbone's configuration."""
-    if spec.backbone is not None and spec.backbone.num_layers is not None:
-        return spec.backbone.num_layers
+    """L of a checkpoint before it exists."""
+    return sizes_of(spec).layers
+
+
+def sizes_of(spec: CheckpointSpec) -> Sizes:
+    """The sizes of a checkpoint before it exists, from its backbone's configuration."""
+    if isinstance(spec.backbone, Fresh):
+        hidden = spec.backbone.hidden_size
+        return Sizes(spec.backbone.num_layers, hidden, spec.backbone.intermediate_size or 4 * hidden)
     name = spec.folder or spec.classifier or (spec.backbone.name if spec.backbone else "")
+    keys = ("num_hidden_layers", "hidden_size", "intermediate_size")
     if spec.folder:
         import json
 
         try:
-            return json.loads((Path(name) / "config.json").read_text())["backbone"]["num_hidden_layers"]
+            config = json.loads((Path(name) / "config.json").read_text())["backbone"]
+            return Sizes(*(config[key] for key in keys))
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"checkpoint folder {name!r} has no readable config.json: give one that has") from error
     try:
-        return AutoConfig.from_pretrained(resolve_name(name)).num_hidden_layers
+        config = AutoConfig.from_pretrained(resolve_name(name))
     except (OSError, ValueError) as error:
         raise UserError(
             f"backbone {name!r} is neither a readable local folder, a reachable hub model nor a known short name "
             f"({first_line(error)})"
         ) from error
+    whole = Sizes(*(getattr(config, key) for key in keys))
+    asked = spec.backbone and spec.backbone.num_layers
+    return whole._replace(layers=asked) if asked else whole

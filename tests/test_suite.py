@@ -359,10 +359,22 @@ def test_selection(tmp_path: Path):
 
 def test_estimate_grows_with_the_runs(tmp_path: Path):
     suite = parse(tmp_path, policies=ALL_POLICIES)
-    found = expand(suite, suite.tasks[0], "ck", 4)
+    found = foreseen(suite)
     few, many = (estimate(suite, part) for part in (found[:2], found))
     assert 0 < few.minutes < many.minutes
     assert 0 < few.disk_mb < many.disk_mb
+
+
+def test_estimate_grows_with_the_network_and_the_length(tmp_path: Path):
+    fresh = {"kind": "fresh", "family": "bert", "num_layers": 2, "num_heads": 2, "hidden_size": 64}
+    whole = {"padding": "max_length", "length": 512}
+
+    def minutes(shape: dict[str, Any], **sizes: int) -> float:
+        suite = parse(tmp_path, checkpoints=[{"method": "pabee", "backbone": fresh | sizes}], shapes=[shape])
+        return estimate(suite, foreseen(suite)).minutes
+
+    assert minutes({}) < minutes({}, hidden_size=1024) < minutes(whole, hidden_size=1024)
+    assert minutes(whole) < minutes(whole, intermediate_size=8192)
 
 
 # Smoke
@@ -474,9 +486,11 @@ def test_layers_of_every_start(tmp_path: Path):
         return layers_of(CheckpointSpec.model_validate(given))
 
     assert layers(method="pabee", backbone={"kind": "fresh", "family": "bert", "num_layers": 3}) == 3
-    (tmp_path / "config.json").write_text(json.dumps({"backbone": {"num_hidden_layers": 5}}))
+    sizes = {"num_hidden_layers": 5, "hidden_size": 8, "intermediate_size": 16}
+    (tmp_path / "config.json").write_text(json.dumps({"backbone": sizes}))
     assert layers(folder=str(tmp_path)) == 5
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "num_hidden_layers": 7}))
+    assert layers(method="pabee", backbone={"kind": "pretrained", "name": str(tmp_path), "num_layers": 2}) == 2
     assert layers(method="pabee", backbone=str(tmp_path)) == 7
     assert layers(method="deebert", classifier=str(tmp_path)) == 7
 
