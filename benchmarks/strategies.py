@@ -26,7 +26,7 @@ from models.config import UserError
 from models.policies import Fixed, Policy
 from quant.engine import Engine
 from quant.programs import unfit
-from quant.recipes import Recipe
+from quant.recipes import Float32, Recipe
 
 NETWORK, ROUTE = "network", "route"
 # Random points before the Bayesian search trusts its model, and how often it may propose a known one.
@@ -65,12 +65,14 @@ class Space:
 
     Attributes:
         networks: of every checkpoint; the first is the default.
-        depths: layers of each whole checkpoint.
+        layers: how many each checkpoint has.
+        whole: the checkpoints that have all layers.
     """
 
     tuning: Tuning
     networks: list[Network]
-    depths: dict[str, int]
+    layers: dict[str, int]
+    whole: list[str]
 
     @cached_property
     def axes(self) -> dict[str, list[Any]]:
@@ -125,12 +127,23 @@ class Space:
     def anchor(self) -> RunSpec:
         """What all trials are timed beside: the first checkpoint without exits, in the default recipe."""
         default = (0,) * len(self.axes)
-        return self.whole(next(iter(self.depths)), self.recipe(default), self.route(default).engine)
+        return self.without_exits(self.whole[0], self.recipe(default), self.route(default).engine)
 
-    def whole(self, checkpoint: str, recipe: Recipe, engine: Engine) -> RunSpec:
-        """A whole checkpoint without exits."""
-        given = self.tuning.model.task, checkpoint, recipe, engine
-        return RunSpec(*given, False, (self.depths[checkpoint],), Fixed(), self.tuning.shape)
+    def without_exits(self, checkpoint: str, recipe: Recipe, engine: Engine, layers: int | None = None) -> RunSpec:
+        """A checkpoint without exits, cut after so many layers."""
+        every = self.layers[checkpoint]
+        kept, policy = (every, Fixed()) if layers in (None, every) else (layers, Fixed(layer=layers))
+        return RunSpec(self.tuning.model.task, checkpoint, recipe, engine, False, (kept,), policy, self.tuning.shape)
+
+    @property
+    def references(self) -> list[RunSpec]:
+        """All that float32 could be without early exit: every checkpoint, and cut where fewer layers are tried."""
+        cuts = {network.checkpoint: network.exits for network in self.networks if not network.policies}
+        return [
+            self.without_exits(checkpoint, Float32(), self.anchor.engine, layers)
+            for checkpoint, every in self.layers.items()
+            for layers in cuts.get(checkpoint, (every,))
+        ]
 
     def candidates(self, choice: Choice) -> list[RunSpec]:
         """Every dial of a point."""
@@ -138,9 +151,7 @@ class Space:
         given = self.tuning.model.task, network.checkpoint, recipe, self.route(choice).engine
         if network.policies:
             return [RunSpec(*given, True, network.exits, policy, self.tuning.shape) for policy in network.policies]
-        whole = network.exits[-1]
-        cuts = {k: Fixed(layer=k if k < whole else None) for k in network.exits}
-        return [RunSpec(*given, False, (k,), policy, self.tuning.shape) for k, policy in cuts.items()]
+        return [self.without_exits(network.checkpoint, recipe, self.route(choice).engine, k) for k in network.exits]
 
 
 def space_of(tuning: Tuning, members: list[Member]) -> Space:
@@ -165,8 +176,8 @@ def space_of(tuning: Tuning, members: list[Member]) -> Space:
             if kept[-1] <= layers:
                 found.append(Network(member.name, kept, tuple(policies)))
     found = [network for i, network in enumerate(found) if network not in found[:i]]  # `all`, and every layer by name
-    whole = [member for member in members if member.truncates is None]
-    return Space(tuning, found, {member.name: member.checkpoint.network.num_layers for member in whole})
+    layers = {member.name: member.checkpoint.network.num_layers for member in members}
+    return Space(tuning, found, layers, [member.name for member in members if member.truncates is None])
 
 
 def following(space: Space, tried: list[Tried], name: str, seed: int) -> Choice | None:

@@ -166,17 +166,20 @@ def beside(space: Space, outcome: Outcome, winner: RunSpec, fewer: list[RunSpec]
     """What the winner is measured beside.
 
     Fewer layers (as `best_truncated` gives them); the fastest of these and the whole network also by the peers; whole
-    networks in the default recipe and in float32; and the best early exit of every checkpoint and on every engine.
+    networks in the default recipe and in float32; what set the floor; and the best early exit of every checkpoint and
+    on every engine.
     """
     tuning = outcome.tuning
-    whole = winner.checkpoint if winner.checkpoint in space.depths else next(iter(space.depths))
-    without_exits = [space.whole(whole, winner.recipe, winner.engine), *fewer[:1]]
+    whole = winner.checkpoint if winner.checkpoint in space.whole else space.whole[0]
+    without_exits = [space.without_exits(whole, winner.recipe, winner.engine), *fewer[:1]]
+    float32 = space.without_exits(whole, Float32(), space.anchor.engine)
     peers = itertools.product(tuning.evaluation.peers, without_exits)
     return [
         *without_exits,
         *fewer[1:],
         *(replace(run, recipe=peer.recipe, engine=peer.engine) for peer, run in peers),
         space.anchor,
+        float32,
         spec_of(tuning, outcome.baseline),
         *best_of_each(outcome),
     ]

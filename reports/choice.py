@@ -11,6 +11,7 @@ from benchmarks.statistics import Interval
 from models.config import UserError
 from reports.answers import Difference, difference
 from reports.baselines import fastest, timed_together
+from reports.labels import WITHOUT_EXITS
 from reports.runs import Row, Runs, speedup_fields
 from reports.timings import comparable, speedup, speedup_by_sessions
 from reports.trust import untrusted
@@ -64,7 +65,7 @@ class Choice:
 
     Attributes:
         floor: lowest tune score allowed: `(1 - relative_floor)` of `reference`; None where there is no reference.
-        reference: the float32 network without exits that scores best on tune, of all checkpoints.
+        reference: the float32 network without exits that scores best on tune, of all checkpoints, whole or not.
         answers: by kind, those of `KINDS` that were found.
         invalid: how many runs were left out because their score or their seconds are INVALID.
         missing: of the two that compete, what these runs do not hold at all.
@@ -182,8 +183,9 @@ def _over_truncated(runs: Runs, run_id: str, peers: dict[tuple[str, ...], list[s
 
 
 def _reference(rows: list[Row]) -> Row | None:
-    whole = [row for row in rows if _is(row, "float32") and row["tune_score"] is not None]
-    return max(whole, key=lambda row: row["tune_score"], default=None)
+    without = [row for row in rows if row["role"] in WITHOUT_EXITS and row["recipe"].startswith("float32")]
+    scored = [row for row in without if row["tune_score"] is not None]
+    return max(scored, key=lambda row: row["tune_score"], default=None)
 
 
 def _is(row: Row, kind: str) -> bool:

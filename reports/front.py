@@ -17,7 +17,7 @@ from matplotlib.transforms import Bbox
 
 from reports.choice import COMPETING, Choice
 from reports.drawing import LINES, colours, kind_of, lay_out, look, markers, save
-from reports.labels import slug
+from reports.labels import WITHOUT_EXITS, slug
 from reports.runs import Row
 from reports.trust import untrusted
 
@@ -32,7 +32,6 @@ ROLE_STYLES: dict[str, dict[str, Any]] = {
     "exits never fire": {"markerfacecolor": "white", "markeredgewidth": 1.4},
 }
 RING: dict[str, Any] = {"marker": "o", "markersize": 18, "markerfacecolor": "none", "markeredgecolor": "black"}
-WITHOUT_EXITS = ["no exits", "truncated"]
 
 
 class Label(NamedTuple):

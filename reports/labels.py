@@ -12,6 +12,7 @@ from benchmarks.records import CheckpointInfo, RunRecord
 OUTCOMES = {"name", "hash", "seed", "trained_seconds", "select_scores", "select_ece"}
 RECIPE_ORDER = ["float32", "bfloat16", "float16", "int8_static", "int8_native", "int8_dynamic"]
 ROLE_ORDER = ["no exits", "truncated", "exits never fire", "fixed exit", "early exit", "timing only"]
+WITHOUT_EXITS = ROLE_ORDER[:2]
 
 
 def role(record: RunRecord) -> str:

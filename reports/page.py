@@ -10,7 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from reports.choice import COMPETING, Answer, Choice
 from reports.drawing import LINES, colours, kind_of, markers
 from reports.exits_plot import SIDES
-from reports.front import WITHOUT_EXITS, X_AXES, pareto_front, plotted, score_range
+from reports.front import X_AXES, pareto_front, plotted, score_range
+from reports.labels import WITHOUT_EXITS
 from reports.notes import caveats, describe, failures, heading, invalid, machine
 from reports.runs import Row, Runs
 from reports.shifts import Shift, find_moved, find_shifts

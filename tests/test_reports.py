@@ -377,7 +377,7 @@ def test_sentence_where_something_is_below_the_floor(tmp_path: Path, low: set[st
     ],
 )
 def test_sentence_where_something_is_missing(tmp_path: Path, left_out: set[str], said: str):
-    given = [(record("fp32"), 8.0), (truncated("two", 2), 2.0), (early("early"), 1.0)]
+    given = [(record("fp32"), 8.0), (truncated("two", 2, recipe=INT8), 2.0), (early("early"), 1.0)]
     for made, ms in given:
         if made.run_id not in left_out:
             add(tmp_path, made, ms)

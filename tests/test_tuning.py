@@ -305,7 +305,7 @@ def table_space(tuning: Tuning) -> Space:
     policies = [Patience(patience=1), Patience(patience=2)], [Entropy(threshold=t) for t in (0.05, 0.2, 0.4)]
     exits = (1, 2, 3, 4), (2, 4), (3, 4)
     leaving = [Network("ck", kept, tuple(dials)) for kept in exits for dials in policies]
-    return Space(tuning, [Network("ck", (1, 2, 3, 4)), *leaving], {"ck": LAYERS})
+    return Space(tuning, [Network("ck", (1, 2, 3, 4)), *leaving], {"ck": LAYERS}, ["ck"])
 
 
 def search(folder: Path, bench: Table, **tuning: Any) -> Outcome:
@@ -394,11 +394,11 @@ def test_what_the_winner_is_measured_beside(tmp_path: Path):
     networks = [
         network._replace(checkpoint=name) for name in ("ck", "other") for network in table_space(tuning).networks
     ]
-    space = Space(tuning, networks, {"ck": LAYERS, "other": LAYERS})
+    space = Space(tuning, networks, {"ck": LAYERS, "other": LAYERS}, ["ck", "other"])
     bench = Table()
     outcome = tune(space, bench, bench.labels, "identity", tmp_path, say=lambda line: None)
     winner = spec_of(tuning, outcome.best)
-    fewer = replace(space.whole("other", winner.recipe, winner.engine), exits=(2,), policy=Fixed(layer=2))
+    fewer = space.without_exits("other", winner.recipe, winner.engine, layers=2)
     deeper = replace(fewer, exits=(3,), policy=Fixed(layer=3))
     runs = {run.case: run for run in beside(space, outcome, winner, [fewer, deeper])}
     best = {
@@ -443,7 +443,7 @@ def switches() -> Space:
     """Two networks and three patterns that may fall back: axes 2, 3 and 4."""
     patterns = {name: {"dtype": ["int8", "fp32"]} for name in "abc"}
     tuning = parse(quantization={"calibration": None, "model_wise": {}, "op_wise": patterns})
-    return Space(tuning, [Network("ck", (4,)), Network("ck", (1, 2), (Patience(patience=1),))], {"ck": 4})
+    return Space(tuning, [Network("ck", (4,)), Network("ck", (1, 2), (Patience(patience=1),))], {"ck": 4}, ["ck"])
 
 
 def test_basic_goes_by_lpots_order():
@@ -470,7 +470,7 @@ def test_networks_without_exits_are_tried_first(name: str):
         Network("b", (1, 2), early),
     ]
     tuning = parse(quantization={"calibration": {"sampling_size": [4, 8, 16]}})
-    space, tried = Space(tuning, networks, {"a": 4, "b": 2}), []
+    space, tried = Space(tuning, networks, {"a": 4, "b": 2}, ["a", "b"]), []
     while (choice := following(space, tried, name, 3)) is not None:
         tried.append(Tried(choice, value=1.0, mse=0.0))
     assert [attempt.choice for attempt in tried[:3]] == [(network, 0, 0, 0) for network in (0, 1, 2)]
@@ -502,7 +502,7 @@ def test_bayesian_search_learns():
     tuning = parse(
         quantization={"calibration": {"sampling_size": list(range(1, 16))}, "model_wise": {"seed": list(range(15))}}
     )
-    space = Space(tuning, [Network("ck", (4,))], {"ck": 4})
+    space = Space(tuning, [Network("ck", (4,))], {"ck": 4}, ["ck"])
 
     def found(name: str, seed: int) -> float:
         tried: list[Tried] = []
@@ -545,7 +545,7 @@ def test_a_pause_of_the_machine_counts_on_neither_side(side: int, call: int, pau
 def test_time_out_holds_over_sessions(tmp_path: Path):
     stop = {"timeout": 1000.0, "max_trials": 12}
     with pytest.raises(KeyboardInterrupt):
-        search(tmp_path, Table(killed_at=6), strategy={"name": "random"}, exit_policy=stop)
+        search(tmp_path, Table(killed_at=9), strategy={"name": "random"}, exit_policy=stop)
     lines = (tmp_path / TRIALS).read_text().splitlines()
     spent = [TrialRecord.model_validate_json(line).model_copy(update={"trial_seconds": 400.0}) for line in lines]
     (tmp_path / TRIALS).write_text("".join(trial.model_dump_json() + "\n" for trial in spent))
@@ -648,7 +648,14 @@ def test_exits_on_fewer_layers_compete_where_they_are_deep_enough():
     space = space_of(tuning, [member("four", 4, None), member("two", 2, 4)])
     leaving = [(network.checkpoint, network.exits) for network in space.networks if network.policies]
     assert leaving == [("four", (1, 2, 3, 4)), ("four", (1, 2)), ("four", (2, 4)), ("two", (1, 2))]
-    assert space.depths == {"four": 4}  # the whole network, which all is timed beside, is the deeper one
+    assert space.whole == ["four"]  # what all is timed beside is the deeper one
+    # The floor is below the best there is in float32, on however many layers.
+    assert [(run.checkpoint, *run.exits) for run in space.references] == [
+        *[("four", layers) for layers in (1, 2, 3, 4)],
+        *[("two", layers) for layers in (1, 2)],
+    ]
+    whole = space_of(parse(early_exit={"policies": policies, "truncated": False}), [member("four", 4, None)])
+    assert [run.exits for run in whole.references] == [(4,)]
 
 
 def test_it_prints_as_lpot_does(searched: Path):
