@@ -235,7 +235,7 @@ def _baseline(space: Space, bench: Bench, labels: np.ndarray, identity: str, fol
     """Trial 0: the best float32 network without exits; it sets the floor."""
     started, tuning = _now(), space.tuning
     try:
-        found = [_replayed(tuning, run, bench.record(run), labels) for run in space.references]
+        found = [replayed(tuning, run, bench.record(run), labels) for run in space.references]
         best = max(found, key=lambda candidate: candidate.score)
         record = _record(tuning, identity, 0, (), best, started, timing=bench.time(best.run))
     except WorkerError as error:
@@ -254,7 +254,7 @@ def _trial(
         logits = bench.record(runs[0])
         if tuning.tuning.strategy.name == "mse":
             mse = float(np.mean((logits - bench.record(replace(runs[0], recipe=Float32()))) ** 2))
-        best = best_dial([_replayed(tuning, run, logits, labels) for run in runs], floor, tuning)
+        best = best_dial([replayed(tuning, run, logits, labels) for run in runs], floor, tuning)
         served = best.score >= floor or tuning.tuning.exit_policy.performance_only
         timing = bench.time(best.run) if served else None
     except (WorkerError, UserError) as error:  # a recipe that breaks the numbers is a trial that failed
@@ -275,7 +275,8 @@ def best_dial(candidates: list[Candidate], floor: float, tuning: Tuning) -> Cand
     return max(candidates, key=lambda candidate: candidate.score)
 
 
-def _replayed(tuning: Tuning, run: RunSpec, logits: np.ndarray, labels: np.ndarray) -> Candidate:
+def replayed(tuning: Tuning, run: RunSpec, logits: np.ndarray, labels: np.ndarray) -> Candidate:
+    """What a run does with the logits [L, N, C] of all exits: see `Candidate`."""
     answer, task = replay_run(run, logits, range(1, len(logits) + 1)), tuning.model.task
     score = task.metrics(labels, task.predictions(answer.logits))[tuning.metric]
     return Candidate(run, score, np.bincount(answer.exit_layer, minlength=len(logits) + 1)[1:].tolist())

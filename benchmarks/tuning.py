@@ -11,6 +11,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from benchmarks.floors import lowest_allowed
 from benchmarks.numerics import Approach, Calibration, Quantization, listed
 from benchmarks.suite import (
     SMOKE_LAYERS,
@@ -107,8 +108,10 @@ class AccuracyCriterion(Config):
         return self
 
     def floor(self, reference: float) -> float:
-        """The lowest score allowed. A distance, not a factor: a negative score must not raise its own floor."""
-        return reference - (self.relative * abs(reference) if self.relative is not None else self.absolute or 0.0)
+        """The lowest score allowed."""
+        if self.relative is not None:
+            return lowest_allowed(reference, self.relative)
+        return reference - (self.absolute or 0.0)
 
 
 class MultiObjectives(Config):

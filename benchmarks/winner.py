@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 
 from benchmarks.bench import WorkerBench
+from benchmarks.other_floors import at_other_floors
 from benchmarks.records import RunRecord, TrialRecord, read_columns, read_records, timings_path
 from benchmarks.runner import measure
 from benchmarks.session import Say, Session, sessions
@@ -47,13 +48,15 @@ def run_tuning(
     with WorkerBench(
         session, space.anchor, tuning.evaluation.performance, "footprint" in tuning.tuning.weights()
     ) as bench:
-        outcome = tune(space, bench, session.data.splits["tune"].labels, identity, output, say)
+        labels = session.data.splits["tune"].labels
+        outcome = tune(space, bench, labels, identity, output, say)
+        elsewhere = at_other_floors(space, bench, labels, outcome)
     winner, fewer = spec_of(tuning, outcome.best), best_truncated(outcome, session)
     suite = winning_suite(tuning, specs[winner.checkpoint], winner, next(iter(fewer), None))
     write_suite(output / SUITE, suite)
     say(f"{'PASS' if outcome.passed else 'FAIL'}: {_criterion(outcome)}")
     say(f"{kind_of(winner, session)}: {winner.case}")
-    runs = {run.case: run for run in [winner, *beside(space, outcome, winner, fewer)]}
+    runs = {run.case: run for run in [winner, *beside(space, outcome, winner, fewer), *elsewhere]}
     final = replace(session, suite=suite, runs=list(runs.values()), output=output / FINAL)
     failed = measure(final, say)
     for record in failed:

@@ -7,6 +7,7 @@ A run that is INVALID, timing only or failed is never chosen.
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from benchmarks.floors import lowest_allowed
 from benchmarks.statistics import Interval
 from models.config import UserError
 from reports.answers import Difference, difference
@@ -138,11 +139,6 @@ def versus(runs: Runs, candidate: Row, baseline: Row) -> Versus | None:
         return None
     of_baseline, of_candidate = (runs.timings[anchor] for anchor in anchors)
     return Versus(speedup_by_sessions(timed[0], of_baseline, timed[1], of_candidate), by_sessions=True)
-
-
-def lowest_allowed(score: float, share: float) -> float:
-    """The floor that lies a share of a score below it: a distance, so that a negative score does not raise its own."""
-    return score - share * abs(score)
 
 
 def _floored(runs: Runs, relative_floor: float) -> Runs:

@@ -22,6 +22,7 @@ IDENTITY = {
     "task": "the task",
     "checkpoint": "name of the trained checkpoint",
     "model": "the shortest name that tells it apart: method, method and backbone, or the checkpoint's name",
+    "setting": "the shortest name of all that decided it but the seed",
     "method": "how the exits were trained",
     "family": "architecture of the backbone",
     "backbone": "what fine-tuning started from",

@@ -1,5 +1,6 @@
 """What all plots share: a look, colours anyone can tell apart, and files that come out the same every time."""
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,12 @@ STYLE: Any = {
 }
 
 
-def colours(methods: Iterable[str]) -> dict[str, str]:
-    """The colour of each method: the same in every plot for the known ones, the next free one for others."""
-    known = list(dict.fromkeys([*METHODS, *sorted(set(methods))]))
-    return {name: PALETTE[known.index(name) % len(PALETTE)] for name in known if name in set(methods)}
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """The colour of each setting: the same in every plot for a known method's name, or the next free one."""
+    given = set(names)
+    known = {name: PALETTE[i] for i, name in enumerate(METHODS) if name in given}
+    free = [colour for colour in PALETTE if colour not in known.values()]
+    return known | dict(zip(sorted(given - known.keys()), itertools.cycle(free), strict=False))
 
 
 def markers(recipes: Iterable[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+from benchmarks.floors import FLOORS
 from benchmarks.statistics import Interval
 from reports.by_row import change_fields
 from reports.choice import COMPETING, Answer, Choice, Versus, choose
@@ -9,13 +10,12 @@ from reports.notes import describe
 from reports.runs import Row, Runs
 from reports.tables import Column, OtherTable, change, number, text
 
-FLOORS = [0.005, 0.01, 0.02, 0.03, 0.05]
 OVER_TRUNCATED = [f"over_truncated{end}" for end in ("", "_low", "_high", "_by_sessions")]
 NOTES = [
     "The answer again, with other shares of the best float32 score on tune that may be lost, from"
     f" {FLOORS[0] * 100:g} to {FLOORS[-1] * 100:g} %; a floor that changes nothing is left out. The fastest run of"
     " either kind is chosen on tune and read on dev; empty where none keeps the floor. Of the runs in this folder: the"
-    " last session of a tuning holds what its own floor left.",
+    " last session of a tuning holds the best at each of these floors in its winner's recipe, on its winner's engine.",
     "x fewer layers: how fast early exit is over the truncated network beside it. points: its dev score less that"
     " one's, tested as in the tables above. Both choices may lose other shares on dev than on tune.",
 ]

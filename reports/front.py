@@ -97,6 +97,17 @@ def score_range(points: list[Row], choice: Choice) -> tuple[float, float]:
     return min(scores) if best is None else max(min(scores), best - DEPTH_SHOWN), max(scores)
 
 
+def trained(row: Row) -> str:
+    """What a point's colour stands for: how its exits were trained; networks fine-tuned alone are of one colour."""
+    return (row["method"] if row["method"] == "classifier" else row["setting"]) or "no method"
+
+
+def ladder_of(row: Row) -> tuple[str, ...]:
+    """What networks without exits share that a line joins: one fine-tuning, cut at several layers; or all alone."""
+    alone = row["method"] == "classifier"
+    return row["session"], row["method"] if alone else row["checkpoint"], row["recipe"]
+
+
 def pareto_front(points: list[Row], x: str) -> list[Row]:
     """Points that no other beats in both speed and dev score, slowest first."""
     front: list[Row] = []
@@ -108,19 +119,19 @@ def pareto_front(points: list[Row], x: str) -> list[Row]:
 
 def _panel(axes: Axes, shown: list[Row], points: list[Row], front: list[Row], x: str) -> None:
     """One engine's points; the front is that of all engines, as steps down."""
-    by_method, by_recipe = colours(_methods(points)), markers(row["recipe"] for row in points)
+    by_trained, by_recipe = colours(map(trained, points)), markers(row["recipe"] for row in points)
     axes.step([row[x] for row in front], _percent(front), where="pre", color="0.35", linewidth=5, alpha=0.25, zorder=1)
     ladders: dict[tuple, list[Row]] = defaultdict(list)
     for row in shown:
         if row["role"] in WITHOUT_EXITS:
-            ladders[row["session"], row["method"], row["recipe"]].append(row)
-    for (_, _, recipe), ladder in ladders.items():
+            ladders[ladder_of(row)].append(row)
+    for ladder in ladders.values():
         steps = sorted(ladder, key=lambda row: row["mean_exit_layer"])
-        line = LINES.get(kind_of(recipe), "-")
-        colour = by_method[steps[0]["method"] or ""]
+        line = LINES.get(kind_of(steps[0]["recipe"]), "-")
+        colour = by_trained[trained(steps[0])]
         axes.plot([row[x] for row in steps], _percent(steps), line, color=colour, linewidth=1.2, alpha=0.8, zorder=2)
     for row in shown:
-        colour = by_method[row["method"] or ""]
+        colour = by_trained[trained(row)]
         style = {"markersize": 8, "markeredgecolor": "white", "markeredgewidth": 0.8} | ROLE_STYLES.get(row["role"], {})
         if row["role"] == "exits never fire":
             style |= {"markeredgecolor": colour}
@@ -174,7 +185,7 @@ def _legend(points: list[Row], choice: Choice, ringed: bool) -> list[Line2D]:
         return handle
 
     recipes = markers(row["recipe"] for row in points)
-    handles = [key(name or "no method", marker="o", color=c) for name, c in colours(_methods(points)).items()]
+    handles = [key(name, marker="o", color=c) for name, c in colours(map(trained, points)).items()]
     handles += [key(name, marker=m, linestyle=LINES.get(kind_of(name), "-")) for name, m in recipes.items()]
     roles = {row["role"] for row in points}
     if "no exits" in roles:
@@ -194,19 +205,19 @@ def _legend(points: list[Row], choice: Choice, ringed: bool) -> list[Line2D]:
 
 def _annotate(axes: Axes, chosen: list[Row], front: list[Row], points: list[Row], x: str) -> None:
     """Name the first of the chosen points and the front, each where it covers no point and disturbs no other name."""
-    by_method = colours(_methods(points))
+    by_trained = colours(map(trained, points))
     marks = [*((row, 6) for row in points), *((row, 13) for row in chosen)]  # half of a marker, of a ring, in pixels
     taken = [Bbox([at - half, at + half]) for row, half in marks for at in [_pixels(axes, row, x)]]
     low, high = axes.get_ylim()
     seen = {row["run_id"]: row for row in [*chosen, *front]}
     visible = [row for row in seen.values() if low <= row["dev_score"] * 100 <= high][:LABELS]
-    alike = Counter((row["method"], row["configuration"]) for row in visible)
+    alike = Counter((trained(row), row["configuration"]) for row in visible)
     places: list[Place] = []
     for row in visible:
         text = row["configuration"]
-        if alike[row["method"], text] > 1:
+        if alike[trained(row), text] > 1:
             text += f", {kind_of(row['recipe'])}"
-        label = Label(text, (row[x], row["dev_score"] * 100), by_method[row["method"] or ""])
+        label = Label(text, (row[x], row["dev_score"] * 100), by_trained[trained(row)])
         place = _free_place(axes, label, taken, places)
         if place is not None:
             places.append(place)
@@ -243,7 +254,3 @@ def _write(axes: Axes, label: Label, offset: tuple[float, float], **line: Any) -
 
 def _percent(rows: list[Row]) -> list[float]:
     return [row["dev_score"] * 100 for row in rows]
-
-
-def _methods(rows: list[Row]) -> list[str]:
-    return [row["method"] or "" for row in rows]

@@ -6,7 +6,8 @@ LPOT's is the table of tuned models in the README of Intel's Low Precision Optim
 from collections import defaultdict
 from typing import NamedTuple
 
-from reports.choice import Choice, lowest_allowed
+from benchmarks.floors import lowest_allowed
+from reports.choice import Choice
 from reports.floors import floors_table
 from reports.groups import groups_table
 from reports.load import load_table

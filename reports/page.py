@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from reports.choice import COMPETING, Answer, Choice
 from reports.drawing import LINES, colours, kind_of, markers
 from reports.exits_plot import SIDES
-from reports.front import X_AXES, pareto_front, plotted, score_range
+from reports.front import X_AXES, ladder_of, pareto_front, plotted, score_range, trained
 from reports.labels import WITHOUT_EXITS
 from reports.notes import caveats, describe, failures, heading, invalid, machine
 from reports.runs import Row, Runs
@@ -19,7 +19,7 @@ from reports.tables import COLUMNS, LEGEND, OtherTable, answer_columns, answer_l
 from reports.trust import untrusted
 
 TEMPLATE = Path(__file__).with_name("template")
-FILTERS = ["method", "recipe", "engine"]
+FILTERS = ["model", "recipe", "engine"]
 QUANTILES = [0.05, 0.25, 0.5, 0.75, 0.95]
 # matplotlib's markers and line styles as Vega draws them.
 SHAPES = {
@@ -104,8 +104,7 @@ def _outcome(answer: Answer) -> str:
 
 def _axes(row: Row) -> dict[str, str]:
     """A run's name, and what it can be filtered by."""
-    method = row["method"] or "no method"
-    return {"name": describe(row), "method": method, "recipe": row["recipe"], "engine": row["engine"]}
+    return {"name": describe(row), "model": trained(row), "recipe": row["recipe"], "engine": row["engine"]}
 
 
 def _data(runs: Runs, choices: list[Choice]) -> dict[str, Any]:
@@ -127,7 +126,7 @@ def _data(runs: Runs, choices: list[Choice]) -> dict[str, Any]:
         "groups": groups,
         "runs": shown,
         "shifts": shifts,
-        "colours": colours({_axes(row)["method"] for row in runs.rows}),
+        "colours": colours(map(trained, runs.rows)),
         "shapes": {recipe: SHAPES[marker] for recipe, marker in recipes.items()},
         "dashes": {recipe: DASHES[LINES.get(kind_of(recipe), "-")] for recipe in recipes},
         "sides": list(SIDES.values()),
@@ -162,7 +161,7 @@ def _run(runs: Runs, row: Row, x: str) -> dict[str, Any]:
     quantiles = None if timed is None else 1000 * np.quantile(timed.seconds, QUANTILES)
     return {name: row[name] for name in names} | {
         **_axes(row),
-        "ladder": f"{row['session']} {row['method']} {row['recipe']}" if row["role"] in WITHOUT_EXITS else None,
+        "ladder": " ".join(map(str, ladder_of(row))) if row["role"] in WITHOUT_EXITS else None,
         "invalid": untrusted(row),
         "score": None if row["dev_score"] is None else 100 * row["dev_score"],
         "change": change("float32_change")(row),

@@ -70,13 +70,15 @@ def load_runs(folder: Path, *, by_row: bool = True) -> Runs:
 
 
 def _rows(records: list[RunRecord], timings: dict[str, Timings]) -> list[Row]:
-    models, recipes = labels.model_labels(records), labels.recipe_labels(records)
+    models, settings = labels.model_labels(records), labels.setting_labels(records)
+    recipes = labels.recipe_labels(records)
     baselines = find_baselines(records, timings)
     doubts = find_doubts(records, timings, baselines)
     rows = []
     for record in records:
         row: Row = dict.fromkeys(COLUMNS) | _identity(record)
-        row |= {"model": models.get(record.run_id), "recipe": recipes[record.run_id]}
+        row |= {name: named.get(record.run_id) for name, named in (("model", models), ("setting", settings))}
+        row |= {"recipe": recipes[record.run_id]}
         if record.status == "ok":
             row |= _scores(record) | _exits(record) | _parity(record)
         if (timed := timings.get(record.run_id)) is not None:

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from benchmarks.statistics import Spread, spread
-from reports.labels import setting_labels
 from reports.runs import Row, Runs
 from reports.summaries import newest
 from reports.tables import Cell, Column, OtherTable, number, text
@@ -17,13 +16,12 @@ FIGURES = ["dev_score", "tune_score", "mean_exit_layer", "speedup_best_int8", "s
 
 
 def scored(runs: Runs) -> list[Row]:
-    """The newest run of each case that has a dev score, INVALID ones left out; each with its `setting` and `seed`."""
-    kept = {row["run_id"] for row in newest(runs).values()}
-    named, found = setting_labels(list(runs.records.values())), []
+    """The newest run of each case that has a dev score, INVALID ones left out; each with its `seed`."""
+    kept, found = {row["run_id"] for row in newest(runs).values()}, []
     for row in runs.rows:
         info = runs.records[row["run_id"]].checkpoint
         if info and row["run_id"] in kept and row["dev_score"] is not None and row["validity"] != "INVALID":
-            found.append(row | {"setting": named[row["run_id"]], "seed": info.seed})
+            found.append(row | {"seed": info.seed})
     return found
 
 

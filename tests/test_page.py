@@ -115,7 +115,7 @@ def test_names_are_text_whatever_they_hold(outline: Outline):
     assert outline.tags.count("script") == 3
     assert "img" not in outline.tags
     data = json.loads(outline.scripts[0])
-    assert HOSTILE in {run["method"] for run in data["runs"]}
+    assert HOSTILE in {run["model"] for run in data["runs"]}
     assert HOSTILE in data["colours"]
 
 
@@ -229,10 +229,10 @@ def test_filters(opened: Opened):
     assert opened.page.locator("#fronts svg").count() == 1
     assert "No INT8 run with a float32 run" in opened.page.inner_text("#shift-note")
     opened.choose("engine", "openvino")
-    opened.choose("method", "deebert")
+    opened.choose("model", "deebert")
     assert set(opened.column("model")) == {"deebert"}
     opened.choose("group", "1")
-    opened.choose("method", "")
+    opened.choose("model", "")
     assert len(opened.column("model")) == 16
     assert opened.page.inner_text("#runs-note").startswith("16 of 67 runs.")
     opened.choose("engine", "inductor")

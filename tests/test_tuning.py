@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 import benchmarks.runner as runner
 from benchmarks.__main__ import main
 from benchmarks.expansion import expand
+from benchmarks.floors import FLOORS
+from benchmarks.other_floors import at_other_floors
 from benchmarks.records import TRIALS, Timing, TrialRecord, read_records, read_trials
 from benchmarks.strategies import STRATEGIES, Network, Space, Tried, following, space_of
 from benchmarks.suite import RunSpec, layers_of, read_suite
@@ -383,6 +385,41 @@ def test_exhaustive_finds_the_best_of_the_grid(tmp_path: Path):
             assert trial.case == min(scores)[2]
         else:
             assert trial.timing is None
+
+
+def test_the_best_at_other_floors(tmp_path: Path):
+    """By brute force over all that can be had in the winner's recipe."""
+    bench = Table(noise=0.0)
+    outcome = search(tmp_path, bench, strategy={"name": "exhaustive"}, exit_policy={"max_trials": 1000})
+    space = table_space(outcome.tuning)
+    found = []
+    for network in range(len(space.networks)):
+        for run in space.candidates((network, *outcome.best.choice[1:])):
+            logits = bench.record(run)
+            answer = runner.replay_run(run, logits, range(1, len(logits) + 1))
+            score = float(np.mean(answer.logits.argmax(-1) == bench.labels))
+            found.append((answer.exit_layer.mean(), len(run.exits), -score, run))
+    assert outcome.baseline.score is not None
+    expected = []
+    for share in FLOORS:
+        within = [one for one in found if -one[2] >= outcome.baseline.score * (1 - share)]
+        for early in (True, False):
+            rivals = [one for one in within if one[3].with_exits == early and (early or one[3].exits[-1] < LAYERS)]
+            expected += [min(rivals, key=lambda one: one[:3])[3].case] if rivals else []
+    given = [run.case for run in at_other_floors(space, bench, bench.labels, outcome)]
+    assert given == expected
+    assert len(set(given)) > 2  # other floors have other answers
+
+
+def test_other_floors_hold_only_what_was_tried_with_exits(tmp_path: Path):
+    bench = Table()
+    outcome = search(tmp_path, bench, strategy={"name": "random"}, exit_policy={"max_trials": 4})
+    space = table_space(outcome.tuning)
+    recipe, engine = outcome.best.recipe, outcome.best.engine
+    tried = {tuple(trial.exits) for trial in outcome.trials if (trial.recipe, trial.engine) == (recipe, engine)}
+    runs = at_other_floors(space, bench, bench.labels, outcome)
+    assert {run.exits for run in runs if run.with_exits} <= tried
+    assert {(run.recipe.model_dump(), run.engine.model_dump()) == (recipe, engine) for run in runs} == {True}
 
 
 def test_what_the_winner_is_measured_beside(tmp_path: Path):

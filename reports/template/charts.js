@@ -15,7 +15,7 @@ const OUTCOME = [
   number("mean_exit_layer", "mean layer", ".2f"),
   number("ms", "ms / example", ".3f"),
 ];
-const colour = { field: "method", type: "nominal", scale: scaleOf(data.colours), title: "method" };
+const colour = { field: "model", type: "nominal", scale: scaleOf(data.colours), title: "model" };
 
 /* Score against speed-up on one engine. The axes and the front are those of the whole group. */
 function front(runs, engine, group) {

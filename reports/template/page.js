@@ -4,10 +4,10 @@ const LATENCIES = 20;
 const element = (id) => document.getElementById(id);
 const say = (id, sentences) => (element(id).textContent = sentences.join(" "));
 
-/* Whether a run or a shift is of the group, method, recipe and engine that are chosen. */
+/* Whether a run or a shift is of the group, model, recipe and engine that are chosen. */
 function matches(given) {
   const same = (name) => !form[name].value || given[name] === form[name].value;
-  return given.group === Number(form.group.value) && ["method", "recipe", "engine"].every(same);
+  return given.group === Number(form.group.value) && ["model", "recipe", "engine"].every(same);
 }
 
 /* Charts */
