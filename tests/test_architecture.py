@@ -31,6 +31,7 @@ ALLOWED: dict[str, dict[str, set[str] | None]] = {
             "models.policies",
         },
         "benchmarks": {
+            "benchmarks.floors",
             "benchmarks.recordings",
             "benchmarks.records",
             "benchmarks.statistics",
