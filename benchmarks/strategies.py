@@ -66,13 +66,21 @@ class Space:
     Attributes:
         networks: of every checkpoint; the first is the default.
         layers: how many each checkpoint has.
-        whole: the checkpoints that have all layers.
     """
 
     tuning: Tuning
     networks: list[Network]
     layers: dict[str, int]
-    whole: list[str]
+
+    @property
+    def deepest(self) -> int:
+        """L of a whole network."""
+        return max(self.layers.values())
+
+    @property
+    def whole(self) -> list[str]:
+        """The checkpoints that have all layers."""
+        return [name for name, layers in self.layers.items() if layers == self.deepest]
 
     @cached_property
     def axes(self) -> dict[str, list[Any]]:
@@ -176,8 +184,7 @@ def space_of(tuning: Tuning, members: list[Member]) -> Space:
             if kept[-1] <= layers:
                 found.append(Network(member.name, kept, tuple(policies)))
     found = [network for i, network in enumerate(found) if network not in found[:i]]  # `all`, and every layer by name
-    layers = {member.name: member.checkpoint.network.num_layers for member in members}
-    return Space(tuning, found, layers, [member.name for member in members if member.truncates is None])
+    return Space(tuning, found, {member.name: member.checkpoint.network.num_layers for member in members})
 
 
 def following(space: Space, tried: list[Tried], name: str, seed: int) -> Choice | None:

@@ -235,7 +235,7 @@ def _baseline(space: Space, bench: Bench, labels: np.ndarray, identity: str, fol
     """Trial 0: the best float32 network without exits; it sets the floor."""
     started, tuning = _now(), space.tuning
     try:
-        found = [replayed(tuning, run, bench.record(run), labels) for run in space.references]
+        found = replay_all(tuning, bench, space.references, labels)
         best = max(found, key=lambda candidate: candidate.score)
         record = _record(tuning, identity, 0, (), best, started, timing=bench.time(best.run))
     except WorkerError as error:
@@ -273,6 +273,13 @@ def best_dial(candidates: list[Candidate], floor: float, tuning: Tuning) -> Cand
     if within:
         return min(within, key=lambda candidate: (candidate.mean_layer, -candidate.score))
     return max(candidates, key=lambda candidate: candidate.score)
+
+
+def replay_all(tuning: Tuning, bench: Bench, runs: list[RunSpec], labels: np.ndarray) -> list[Candidate]:
+    """What runs in one recipe on one engine come to; each checkpoint is recorded, or read, once."""
+    first = {run.checkpoint: run for run in reversed(runs)}
+    logits = {checkpoint: bench.record(run) for checkpoint, run in first.items()}
+    return [replayed(tuning, run, logits[run.checkpoint], labels) for run in runs]
 
 
 def replayed(tuning: Tuning, run: RunSpec, logits: np.ndarray, labels: np.ndarray) -> Candidate:

@@ -307,7 +307,7 @@ def table_space(tuning: Tuning) -> Space:
     policies = [Patience(patience=1), Patience(patience=2)], [Entropy(threshold=t) for t in (0.05, 0.2, 0.4)]
     exits = (1, 2, 3, 4), (2, 4), (3, 4)
     leaving = [Network("ck", kept, tuple(dials)) for kept in exits for dials in policies]
-    return Space(tuning, [Network("ck", (1, 2, 3, 4)), *leaving], {"ck": LAYERS}, ["ck"])
+    return Space(tuning, [Network("ck", (1, 2, 3, 4)), *leaving], {"ck": LAYERS})
 
 
 def search(folder: Path, bench: Table, **tuning: Any) -> Outcome:
@@ -422,6 +422,20 @@ def test_other_floors_hold_only_what_was_tried_with_exits(tmp_path: Path):
     assert {(run.recipe.model_dump(), run.engine.model_dump()) == (recipe, engine) for run in runs} == {True}
 
 
+def test_what_cannot_be_recorded_at_another_floor_is_no_rival(tmp_path: Path):
+    """The search is over by then, and its winner stands."""
+    outcome = search(tmp_path, Table(), strategy={"name": "exhaustive"}, exit_policy={"max_trials": 1000})
+
+    class Broken(Table):
+        def record(self, run: RunSpec) -> np.ndarray:
+            if not run.with_exits:
+                raise WorkerError("no memory")
+            return super().record(run)
+
+    runs = at_other_floors(table_space(outcome.tuning), Broken(), Table().labels, outcome)
+    assert {run.with_exits for run in runs} == {True}
+
+
 def test_what_the_winner_is_measured_beside(tmp_path: Path):
     peers = [{"recipe": "int8_native", "engine": "onnxruntime"}]
     tuning = parse(
@@ -431,7 +445,7 @@ def test_what_the_winner_is_measured_beside(tmp_path: Path):
     networks = [
         network._replace(checkpoint=name) for name in ("ck", "other") for network in table_space(tuning).networks
     ]
-    space = Space(tuning, networks, {"ck": LAYERS, "other": LAYERS}, ["ck", "other"])
+    space = Space(tuning, networks, {"ck": LAYERS, "other": LAYERS})
     bench = Table()
     outcome = tune(space, bench, bench.labels, "identity", tmp_path, say=lambda line: None)
     winner = spec_of(tuning, outcome.best)
@@ -480,7 +494,7 @@ def switches() -> Space:
     """Two networks and three patterns that may fall back: axes 2, 3 and 4."""
     patterns = {name: {"dtype": ["int8", "fp32"]} for name in "abc"}
     tuning = parse(quantization={"calibration": None, "model_wise": {}, "op_wise": patterns})
-    return Space(tuning, [Network("ck", (4,)), Network("ck", (1, 2), (Patience(patience=1),))], {"ck": 4}, ["ck"])
+    return Space(tuning, [Network("ck", (4,)), Network("ck", (1, 2), (Patience(patience=1),))], {"ck": 4})
 
 
 def test_basic_goes_by_lpots_order():
@@ -507,7 +521,7 @@ def test_networks_without_exits_are_tried_first(name: str):
         Network("b", (1, 2), early),
     ]
     tuning = parse(quantization={"calibration": {"sampling_size": [4, 8, 16]}})
-    space, tried = Space(tuning, networks, {"a": 4, "b": 2}, ["a", "b"]), []
+    space, tried = Space(tuning, networks, {"a": 4, "b": 2}), []
     while (choice := following(space, tried, name, 3)) is not None:
         tried.append(Tried(choice, value=1.0, mse=0.0))
     assert [attempt.choice for attempt in tried[:3]] == [(network, 0, 0, 0) for network in (0, 1, 2)]
@@ -539,7 +553,7 @@ def test_bayesian_search_learns():
     tuning = parse(
         quantization={"calibration": {"sampling_size": list(range(1, 16))}, "model_wise": {"seed": list(range(15))}}
     )
-    space = Space(tuning, [Network("ck", (4,))], {"ck": 4}, ["ck"])
+    space = Space(tuning, [Network("ck", (4,))], {"ck": 4})
 
     def found(name: str, seed: int) -> float:
         tried: list[Tried] = []
@@ -582,7 +596,7 @@ def test_a_pause_of_the_machine_counts_on_neither_side(side: int, call: int, pau
 def test_time_out_holds_over_sessions(tmp_path: Path):
     stop = {"timeout": 1000.0, "max_trials": 12}
     with pytest.raises(KeyboardInterrupt):
-        search(tmp_path, Table(killed_at=9), strategy={"name": "random"}, exit_policy=stop)
+        search(tmp_path, Table(killed_at=6), strategy={"name": "random"}, exit_policy=stop)
     lines = (tmp_path / TRIALS).read_text().splitlines()
     spent = [TrialRecord.model_validate_json(line).model_copy(update={"trial_seconds": 400.0}) for line in lines]
     (tmp_path / TRIALS).write_text("".join(trial.model_dump_json() + "\n" for trial in spent))
