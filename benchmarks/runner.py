@@ -42,6 +42,7 @@ from models.config import UserError
 from models.cpu import processors
 from models.encoding import Encoded, encode
 from models.policies import Replayed, replay
+from quant.engine import depends_on_batch
 from quant.recipes import calibration_inputs
 
 
@@ -304,7 +305,8 @@ def _replay_and_build(
         if split == "dev":
             run.examples = {"id": rows.ids, "label": rows.labels, "length": lengths, "prediction": predictions}
             run.examples |= {"exit_layer": answer.exit_layer} | ({} if rows.grade is None else {"grade": rows.grade})
-    run.parity = _parity(run, replayed["dev"], timed, session.task.regression)
+    if not depends_on_batch(spec.recipe.kind, spec.engine, spec.shape.batch_size):  # else recorded in other batches
+        run.parity = _parity(run, replayed["dev"], timed, session.task.regression)
 
 
 def _parity(run: _Measured, replayed: Any, timed: list[int], regression: bool) -> Parity:

@@ -126,14 +126,19 @@ ENGINES_OF: dict[str, tuple[str, ...]] = {
 }
 
 
+def depends_on_batch(recipe: str, engine: "Engine", batch_size: int) -> bool:
+    """Whether a row's logits depend on the rows beside it: ONNX Runtime's dynamic INT8 has one scale for a batch."""
+    return batch_size > 1 and (recipe, engine) == ("int8_dynamic", OnnxRuntime())
+
+
 def cannot_run(recipe: str, engine: "Engine", with_exits: bool, batch_size: int = 1) -> str | None:
     """Why a kind of recipe does not run on an engine, or None."""
     if engine.kind not in ENGINES_OF.get(recipe, (engine.kind,)):
         return f"recipe {recipe} runs on {' and '.join(ENGINES_OF[recipe])}, not on {engine.kind}"
     if engine.kind == "cuda" and not torch.cuda.is_available():
         return "engine cuda finds no GPU here"
-    if with_exits and batch_size > 1 and (recipe, engine) == ("int8_dynamic", OnnxRuntime()):
-        # With one scale for a whole batch, who left would move the answers of who stays: not what was replayed.
+    if with_exits and depends_on_batch(recipe, engine, batch_size):
+        # Who left would move the answers of who stays: not what was replayed.
         return (
             "recipe int8_dynamic on onnxruntime, which has one scale for a batch, takes exits at batch_size: 1, "
             "or with engine: {kind: onnxruntime, program: rows}"

@@ -59,6 +59,12 @@ class Answer:
     over_truncated: Versus | None = None
     change_from_truncated: Difference | None = None
 
+    @property
+    def name(self) -> str:
+        """What the table of answers calls it: the fastest peer of all is only told where none keeps the floor."""
+        kept = self.within_floor and self.kind not in COMPETING
+        return f"{KINDS[self.kind]}{' within the floor' if kept else ''}"
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -6,7 +6,7 @@ import numpy as np
 
 from reports.answers import Answers, difference
 from reports.by_row import change_fields
-from reports.choice import KINDS, Choice
+from reports.choice import Choice
 from reports.notes import describe
 from reports.runs import Row, Runs
 from reports.tables import Column, OtherTable, change, interval, number, text
@@ -39,12 +39,12 @@ def groups_table(runs: Runs, choices: list[Choice]) -> OtherTable:
 
 
 def _choice_rows(runs: Runs, choice: Choice) -> Iterator[Row]:
-    for kind, answer in choice.answers.items():
+    for answer in choice.answers.values():
         run_id, network = answer.run["run_id"], answer.run["float32_change_over"]
         if network is None or runs.records[run_id].num_classes == 1:
             continue
         given, before = runs.answers[run_id], runs.answers[network]
-        shared = {"task": choice.task, "shape": choice.shape, "answer": KINDS[kind], "run": describe(answer.run)}
+        shared = {"task": choice.task, "shape": choice.shape, "answer": answer.name, "run": describe(answer.run)}
         for name, inside in _groups(given):
             of_group = given.of(inside)
             yield {

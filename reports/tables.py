@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reports.choice import KINDS, Answer, Choice
+from reports.choice import Answer, Choice
 from reports.columns import COLUMNS as FIELDS
 from reports.columns import METRIC_TEXT
 from reports.frame import to_frame
@@ -171,7 +171,7 @@ def _of(cell: Cell) -> Cell:
 def answer_columns(choice: Choice) -> list[Column]:
     """The columns of the table of answers; its rows are `Answer`s."""
     return [
-        Column("answer", 0, lambda answer: KINDS[answer.kind], text=True),
+        Column("answer", 0, lambda answer: answer.name, text=True),
         Column("run", 0, lambda answer: describe(answer.run), text=True),
         Column("dev %", 0, _of(number("dev_score", 1, 100))),
         Column("dev 95 %", 1, _of(interval("dev_score", 1, 100))),

@@ -228,6 +228,7 @@ def test_parity(tmp_path: Path):
     assert verdicts == {"good": "valid", "near": "valid", "bad": "INVALID", "fp32": None}
     lines = header_notes(apply_floor(load_runs(tmp_path)), list(rows.values()))
     assert any("in 2 of 3 runs 6 live exits or labels differ" in line and "5 of them" in line for line in lines)
+    assert any("held to no replay" in line and line.endswith("batch: 1.") for line in lines)
     assert any(line.startswith("INVALID: pabee") and "1 of 8" in line for line in lines)
     choice = only_choice(tmp_path)
     assert (choice.answers["early exit"].run["run_id"], choice.invalid) == ("good", 1)
@@ -325,6 +326,10 @@ def test_peers_below_the_floor_are_shown_as_such(tmp_path: Path):
     add(tmp_path, record("int8", recipe=INT8, tune=0.5), 2.0)
     answer = only_choice(tmp_path).answers["int8"]
     assert (answer.run["run_id"], answer.within_floor) == ("int8", False)
+    assert answer.name == "fastest INT8 without exits"
+    add(tmp_path, record("kept", recipe=INT8, tune=0.9), 3.0)  # a user may serve this one
+    answer = only_choice(tmp_path).answers["int8"]
+    assert (answer.run["run_id"], answer.name) == ("kept", "fastest INT8 without exits within the floor")
 
 
 def test_early_exit_that_loses_is_said(tmp_path: Path):

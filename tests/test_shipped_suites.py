@@ -93,8 +93,15 @@ def test_suite_runs_and_reports(
     for record in records:
         assert examples_path(output, record.run_id).exists()
         assert timings_path(output, record).exists()
-        assert record.parity is not None
-        assert record.parity.differing == record.parity.below_epsilon
+        if (
+            record.recipe["kind"] == "int8_dynamic"
+            and record.engine == "onnxruntime"
+            and record.shape["batch_size"] > 1
+        ):
+            assert record.parity is None  # one scale for a batch
+        else:
+            assert record.parity is not None
+            assert record.parity.differing == record.parity.below_epsilon
 
     assert report(["render", str(output)]) == 0
     written = {file.name for file in (output / "report").iterdir()}
