@@ -178,7 +178,7 @@ def test_what_is_no_model(call: Callable[..., Said], measured: Measured, tmp_pat
         (["--input_model", ck, "--batch_size", "0"], "must be at least 1, found 0 and 100"),
         (["--input_model", ck, "--topology", "bert_base_MRPC"], "suite 'yaml_configs/suites/bert_base_MRPC.yaml' does"),
         (["--input_model", ck, "--topology", "sst2_minilm"], "--topology sst2_minilm is of sst2, but "),
-        (["--input_model", ck, "--topology", "rte_mrpc_exits"], "--topology rte_mrpc_exits is of rte, mrpc, but "),
+        (["--input_model", ck, "--topology", "mrpc_exits"], "--topology mrpc_exits is of mrpc, but "),
         (["--input_model", served, "--int8", "true", "--topology", "sst2_minilm"], "is of sst2, but "),
     ):
         for mode in ("accuracy", "benchmark"):

@@ -31,7 +31,7 @@ ONLY = {
     "ablation_sst2": "fastbert",
     "bert_base_timing": "pabee",
     "bert_large_timing": "pabee",
-    "rte_mrpc_exits": "romebert",
+    "mrpc_exits": "romebert",
     "shapes_timing": "pabee",
     "sst2_exits": "deebert",
     "sst2_minilm": "deebert",
