@@ -114,7 +114,6 @@ class _Service:
         segments = apply_recipe(spec.recipe, checkpoint.network, spec.calibration)
         self.session: EngineSession = spec.engine.open(segments, spec.threads)
         self.programs: dict[Any, tuple[Program, float]] = {}
-        self.recorders: dict[tuple[int, ...], Any] = {}
         self.runs: dict[int, _Run] = {}
         self.open_seconds = time.perf_counter() - started
         self.coverage: Coverage | None = None
@@ -126,12 +125,11 @@ class _Service:
         return self.open_seconds
 
     def record(self, shape: Shape, exits: Sequence[int]) -> dict[str, np.ndarray]:
-        """Logits of these exits, split -> [len(exits), N, C], at this shape."""
-        key = tuple(exits)
-        if key not in self.recorders:
-            self.recorders[key] = self.session.recorder(key)
-        recorder = self.recorders[key]
-        recorded = {}
+        """Logits of these exits, split -> [len(exits), N, C], at this shape.
+
+        What records is dropped at the end: it holds the whole network's weights once more, and there are many workers.
+        """
+        recorder, recorded = self.session.recorder(tuple(exits)), {}
         for split, encoded in self.spec.splits.items():
             batches = batches_of(encoded, range(len(encoded)), shape, self.spec)
             recorded[split] = np.concatenate([recorder(batch) for batch in batches], axis=1).astype(np.float32)

@@ -77,6 +77,7 @@ class Choice:
         invalid: how many runs were left out because their score or their seconds are INVALID.
         missing: of the two that compete, what these runs do not hold at all.
         lost: of the two, those of which every run within the floor was left out so.
+        timing_only: where rows leave is told and never decided, so nothing is chosen.
     """
 
     task: str
@@ -88,6 +89,7 @@ class Choice:
     invalid: int
     missing: list[str]
     lost: list[str]
+    timing_only: bool
 
     @property
     def sentence(self) -> str:
@@ -123,15 +125,18 @@ def choose(runs: Runs, relative_floor: float = RELATIVE_FLOOR) -> list[Choice]:
         floor = None if reference is None else reference["tune_floor"]
         score = None if reference is None else reference["dev_score"]
         dev_floor = None if score is None else lowest_allowed(score, relative_floor)
-        answers = {kind: answer for kind in KINDS if (answer := _answer(kind, rows, dev_floor)) is not None}
+        roles, lost_roles = ({row["role"] for row in some} for some in (rows, filter(_lost, rows)))
+        timing_only = "timing only" in roles and "early exit" not in roles
+        kinds = () if timing_only else KINDS
+        answers = {kind: answer for kind in kinds if (answer := _answer(kind, rows, dev_floor)) is not None}
         if "truncated" in answers:
             fewer = answers["truncated"].run
             answers = {kind: _beside(answer, fewer, floored) for kind, answer in answers.items()}
-        roles, lost_roles = ({row["role"] for row in some} for some in (rows, filter(_lost, rows)))
         missing = [kind for kind in COMPETING if kind not in roles]
         lost = [kind for kind in COMPETING if kind not in answers and kind in lost_roles]
         invalid = sum(map(untrusted, rows))
-        choices.append(Choice(task, shape, relative_floor, floor, reference, answers, invalid, missing, lost))
+        found = reference, answers, invalid, missing, lost, timing_only
+        choices.append(Choice(task, shape, relative_floor, floor, *found))
     return choices
 
 
@@ -219,6 +224,8 @@ def _beside(answer: Answer, fewer: Row, runs: Runs) -> Answer:
 
 
 def _sentence(choice: Choice) -> str:
+    if choice.timing_only:
+        return "Timing only: where rows leave is told, not decided, so scores mean nothing and nothing is chosen."
     if choice.floor is None:
         return "No answer: there is no float32 network without exits to set the floor by."
     if choice.missing:

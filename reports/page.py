@@ -111,12 +111,14 @@ def _data(runs: Runs, choices: list[Choice]) -> dict[str, Any]:
     """What the charts draw. A run and a shift name their group by its place."""
     groups, shown, shifts = [], [], []
     for i, (choice, (_, _, rows)) in enumerate(zip(choices, runs.groups(), strict=True)):
-        x, points, left_out = plotted(rows)
+        # Scores of runs whose exits are told mean nothing.
+        x, points, left_out = plotted([] if choice.timing_only else rows)
         groups.append(_group(choice, x, points, left_out))
         answers = {answer.run["run_id"]: kind for kind, answer in choice.answers.items()}
         chosen = [run_id for run_id, kind in answers.items() if kind in COMPETING]
         for row in rows:
             marks = {"group": i, "chosen": row["run_id"] in chosen, "answer": row["run_id"] in answers}
+            marks |= {"score": None} if choice.timing_only else {}
             shown.append(_run(runs, row, x) | marks)
         shifts += [
             _shift(runs, shift) | {"group": i, "chosen": shift.int8["run_id"] in chosen} for shift in find_shifts(rows)

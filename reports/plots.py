@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from reports.choice import Choice
+from reports.depth_plot import draw_depths
 from reports.exits_plot import draw_exits
 from reports.front import draw_front
 from reports.load_plot import draw_load
@@ -17,7 +18,8 @@ def draw_all(runs: Runs, choices: list[Choice], folder: Path) -> dict[tuple[str,
     drawn, curves = {}, read_curves(runs)
     for choice, (task, shape, rows) in zip(choices, runs.groups(), strict=True):
         first = task not in {drawn_task for drawn_task, _ in drawn}
-        names = draw_front(rows, choice, folder) + draw_exits(rows, folder)
+        draw = draw_depths if choice.timing_only else draw_front
+        names = draw(rows, choice, folder) + draw_exits(rows, folder)
         names += draw_shift(runs, rows, choice, folder)
         names += draw_load(runs, choice, folder)
         names += draw_speeds(curves, task, folder) if first else []

@@ -191,7 +191,7 @@ def answer_columns(choice: Choice) -> list[Column]:
 def answer_lines(choice: Choice) -> list[str]:
     """How the answers were chosen."""
     lines = []
-    if choice.floor is not None:
+    if choice.floor is not None and not choice.timing_only:
         lines.append(
             f"Chosen on tune: the fastest run that scores at least {choice.floor * 100:.2f} %, which is"
             f" {choice.relative_floor * 100:g} % below float32 without exits. Read once on dev."

@@ -133,6 +133,27 @@ def test_scores_and_exits(folder: Path):
     assert (row["size_mb"], row["build_seconds"], row["precision"], row["program"]) == (90, 3.0, "f32", "graph")
 
 
+def test_where_exits_are_told_nothing_is_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    add(tmp_path, record("fp32"), 8.0)
+    add(tmp_path, record("int8", recipe=INT8), 2.0)
+    add(tmp_path, truncated("two", 2, recipe=INT8), 1.0)
+    add(tmp_path, early("told", IMPOSED, recipe=INT8, parity=None, exit_counts={"dev": [0, 100, 0, 0]}), 1.2)
+    choice = only_choice(tmp_path)
+    assert choice.timing_only
+    assert (choice.answers, tables.answer_lines(choice)) == ({}, [])
+    assert main(["render", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("sst2, batch 1, padding longest, threads 2: Timing only: where rows leave")
+    drawn = {file.name for file in (tmp_path / "report").glob("*.png")}
+    assert drawn == {"depths_sst2_batch-1-padding-longest-threads-2.png"}
+    # Two layers of four twice as fast, and the exits 1.67 times.
+    page = (tmp_path / "report" / "results.md").read_text()
+    assert "## The answer" in page and "Chosen on tune" not in page
+    assert rows_of(tmp_path)["told"]["speedup_no_exit"] == pytest.approx(2.0 / 1.2)
+    # One row that a policy decides is enough for an answer.
+    add(tmp_path, early("early", recipe=INT8), 1.0)
+    assert not only_choice(tmp_path).timing_only
+
+
 def test_interval_is_left_empty_for_other_metrics(tmp_path: Path):
     scores = {"dev": {"matthews": 0.5, "accuracy": 0.8}, "tune": {"matthews": 0.6}}
     add(tmp_path, record("a", headline_metric="matthews", scores=scores), 1.0)
