@@ -59,7 +59,7 @@ def _layer_speedup(row: Row) -> float:
 
 
 def _draw(axes: Axes, row: Row, colour: str, marker: str) -> None:
-    style = {"marker": marker, "markersize": 8, "markeredgewidth": 0.8} | ROLES[row["role"]][1]
+    style: dict[str, Any] = {"marker": marker, "markersize": 8, "markeredgewidth": 0.8} | ROLES[row["role"]][1]
     if row["role"] == "exits never fire":
         style |= {"markeredgecolor": colour}
     axes.plot(_layer_speedup(row), row["speedup_no_exit"], color=colour, **style)
@@ -67,7 +67,8 @@ def _draw(axes: Axes, row: Row, colour: str, marker: str) -> None:
 
 def _legend(points: list[Row], by_setting: dict[str, str], by_recipe: dict[str, str]) -> Iterator[Line2D]:
     def key(label: str, **style: Any) -> Line2D:
-        return Line2D([], [], **({"linestyle": "none", "marker": "o", "color": "0.35", "label": label} | style))
+        drawn: dict[str, Any] = {"linestyle": "none", "marker": "o", "color": "0.35"}
+        return Line2D([], [], label=label, **(drawn | style))
 
     yield from (key(name, color=colour) for name, colour in by_setting.items())
     yield from (key(name, marker=marker) for name, marker in by_recipe.items())
