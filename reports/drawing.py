@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 # Okabe and Ito's palette, told apart with any colour vision; black and yellow left out.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
@@ -54,6 +55,13 @@ def markers(recipes: Iterable[str]) -> dict[str, str]:
 def kind_of(recipe: str) -> str:
     """`int8_static(kl)` -> `int8_static`."""
     return recipe.partition("(")[0]
+
+
+def key(label: str, **style: Any) -> Line2D:
+    """One line of a legend: grey and without a line, where `style` does not say otherwise."""
+    handle = Line2D([], [])
+    handle.set(**({"label": label, "linestyle": "none", "color": "0.35"} | style))
+    return handle
 
 
 def look() -> Any:

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from reports.choice import COMPETING, Choice
-from reports.drawing import LINES, colours, kind_of, lay_out, look, markers, save
+from reports.drawing import LINES, colours, key, kind_of, lay_out, look, markers, save
 from reports.labels import WITHOUT_EXITS, slug
 from reports.runs import Row
 from reports.trust import untrusted
@@ -179,11 +179,6 @@ def _note_missing(axes: Axes, points: list[Row], invalid: int) -> None:
 
 
 def _legend(points: list[Row], choice: Choice, ringed: bool) -> list[Line2D]:
-    def key(label: str, **style: Any) -> Line2D:
-        handle = Line2D([], [])
-        handle.set(**({"label": label, "linestyle": "none", "color": "0.35"} | style))
-        return handle
-
     recipes = markers(row["recipe"] for row in points)
     handles = [key(name, marker="o", color=c) for name, c in colours(map(trained, points)).items()]
     handles += [key(name, marker=m, linestyle=LINES.get(kind_of(name), "-")) for name, m in recipes.items()]
