@@ -141,6 +141,7 @@ def _group(choice: Choice, x: str, points: list[Row], left_out: int) -> dict[str
         "name": f"{choice.task}, {choice.shape}",
         "x_title": X_AXES[x].replace(" over", "\nover").split("\n"),
         "invalid": left_out,
+        "timing_only": choice.timing_only,
     }
     if not points:
         return group

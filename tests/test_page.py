@@ -264,6 +264,19 @@ def test_hover_tells_what_a_point_is(opened: Opened):
     assert re.search(r"from float32, points\s+[+-]\d+\.\d", tooltip.inner_text())
 
 
+def test_where_exits_are_told_there_is_no_front(browser: Browser, tmp_path: Path):
+    told = {"kind": "imposed", "exit_layers": [2]}
+    add(tmp_path, record("fp32"), 8.0)
+    add(tmp_path, record("int8", recipe=INT8), 2.0)
+    add(tmp_path, early("told", told, recipe=INT8, parity=None, exit_counts={"dev": [0, 100, 0, 0]}), 1.2)
+    path = tmp_path / "index.html"
+    path.write_text(written(tmp_path))
+    opened = Opened(browser, path)
+    assert not opened.page.get_by_role("heading", name="Accuracy against measured speed-up").is_visible()
+    assert opened.page.locator("#latencies svg").is_visible()
+    assert opened.complaints == []
+
+
 def test_policy_is_chosen_by_keyboard(opened: Opened):
     select = opened.page.locator("#shift")
     before = select.input_value()

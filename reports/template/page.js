@@ -40,6 +40,7 @@ async function drawAll() {
 
 async function drawFronts(runs) {
   const group = data.groups[form.group.value];
+  element("front").parentNode.hidden = group?.timing_only ?? false;
   const engines = [...new Set(runs.map((run) => run.engine))].sort();
   const below = runs.filter((run) => run.score < group.scores[0]).length;
   say("front-note", [
