@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from benchmarks.reference_flags import add_flags
 from models.command import exit_code, quiet
-from models.config import UserError
+from models.config import UserError, cases
+from models.cpu import processors
 
 if TYPE_CHECKING:  # PyTorch and transformers take seconds to import, and --help needs neither
     from pydantic.fields import FieldInfo
@@ -88,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     depths.add_argument("--hidden", type=int, default=768, help="hidden size, a multiple of 64 (default: %(default)s)")
     depths.add_argument("--length", type=int, nargs="+", default=[128, 32], help="tokens (default: 128 32)")
     depths.add_argument("--batch", type=int, default=1, help="rows a call (default: %(default)s)")
-    depths.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
+    depths.add_argument("--threads", type=int, default=len(processors()), help="default: all cores")
     depths.add_argument("--repeats", type=int, default=15, help="interleaved repeats (default: %(default)s)")
     depths.add_argument(
         "--recipe",
@@ -309,7 +310,7 @@ def _list() -> int:
         ("engines", Engine),
     ):
         print(axis)
-        for case in _cases(union):
+        for case in dict.fromkeys(cases(union).values()):
             kinds = ", ".join(get_args(case.model_fields["kind"].annotation))
             summary = (case.__doc__ or "").strip().splitlines()[0]
             print(f"  {kinds:<12} {summary}")
@@ -324,14 +325,6 @@ def _option(name: str, field: "FieldInfo") -> str:
     """The name of an option, with its values where it has a few."""
     values = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     return f"{name} ({' | '.join(map(str, values))})" if values else name
-
-
-def _cases(union: object) -> list[type]:
-    """The configuration classes inside a (nested) annotated union."""
-    found: list[type] = []
-    for part in get_args(union):
-        found += [part] if hasattr(part, "model_fields") else _cases(part)
-    return found
 
 
 if __name__ == "__main__":

@@ -15,7 +15,18 @@ import numpy as np
 from benchmarks.records import Conditions
 from models.cpu import KERNEL_FLAGS, isa_flags, processors
 
-TOOLCHAIN = ("torch", "transformers", "neural_compressor_pt", "torchao", "openvino", "numpy", "tokenizers")
+TOOLCHAIN = (
+    "torch",
+    "transformers",
+    "neural_compressor_pt",
+    "torchao",
+    "openvino",
+    "nncf",
+    "onnxruntime",
+    "onnx",
+    "numpy",
+    "tokenizers",
+)
 
 
 @cache
@@ -30,13 +41,23 @@ def toolchain() -> dict[str, str]:
     return found
 
 
+def decisive() -> dict[str, Any]:
+    """What decides, beside what is asked for, what a run computes: library versions and the CPU's kernels."""
+    return toolchain() | {"kernel_flags": kernel_flags()}
+
+
+def kernel_flags() -> list[str]:
+    """Those of this CPU's flags that decide which kernels run."""
+    return [flag for flag in KERNEL_FLAGS if flag in isa_flags()]
+
+
 @cache
 def environment() -> dict[str, Any]:
     """The machine and software, json-able. Without VNNI or AMX in `kernel_flags`, INT8 gains less and errs more."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "kernel_flags": [flag for flag in KERNEL_FLAGS if flag in isa_flags()],
+        "kernel_flags": kernel_flags(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
         "python": platform.python_version(),

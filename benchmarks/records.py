@@ -4,7 +4,7 @@ An output folder holds
 
     records.jsonl                       one `RunRecord` a line, written as runs finish
     columns/<run_id>/examples.parquet   id, label, length, grade, prediction, exit_layer: one row for each dev example
-    columns/<run_id>/timings-<session>.parquet   repeat, batch, rows, seconds: one row for each timed batch
+    columns/<run_id>/timings-<session>.parquet   repeat, batch, instance, rows, seconds: one row for each timed batch
     recordings/<recording_id>/exits.npz logits [exits, N, C] of every kept exit, per split, shared by many runs
 
 and that of a tuning
@@ -33,6 +33,7 @@ from models.config import Config, UserError
 
 SCHEMA, TRIAL_SCHEMA = "exitbench/record/1", "exitbench/trial/1"
 RECORDS, TRIALS = "records.jsonl", "trials.jsonl"
+MAY_KNOW_TUNE = "rows of tune, which choose here, may be among those it was trained on"
 
 
 class CheckpointInfo(Config):
@@ -40,8 +41,10 @@ class CheckpointInfo(Config):
 
     Attributes:
         truncates: for the first layers of a larger network, fine-tuned alone: how many layers that network has.
-        imported: the reference layout it came in (`pabee`, `deebert`): nothing is known of its fine-tuning, and rows of
-            `tune` may have been trained on. None for one that was trained here.
+        imported: the reference layout it came in (`pabee`, `deebert`), with nothing known of its fine-tuning. None for
+            one that was trained here.
+        may_know_tune: whether rows of `tune`, which choose, may be among those it was fine-tuned on: it was imported,
+            began as a classifier from elsewhere, or saw other splits.
         seed: of the fine-tuning; None for an imported one, as is `trained_seconds`.
         train: what its fine-tuning was told, such as epochs; of an imported one max_seq_length alone; empty in older
             records.
@@ -59,6 +62,7 @@ class CheckpointInfo(Config):
     truncates: int | None = None
     hash: str
     imported: str | None = None
+    may_know_tune: bool = False
     seed: int | None
     train: dict[str, Any] = Field(default_factory=dict)
     trained_seconds: float | None
@@ -225,7 +229,7 @@ class TrialRecord(Config):
         score: on `tune`, in `metric`, replayed; None where the trial failed.
         exit_counts: `tune` rows that left at layers 1..L.
         mse: mean squared difference between the logits of all exits and float32's, on `tune`; for strategy `mse`.
-        timing: None below the floor: what may not be served is not timed.
+        timing: None below the floor, unless the tuning is `performance_only`: what may not be served is not timed.
         trial_seconds: what the trial took.
     """
 
@@ -359,5 +363,5 @@ def examples_path(folder: Path, run_id: str) -> Path:
 
 
 def timings_path(folder: Path, record: RunRecord) -> Path:
-    """Where a run's raw timings are: repeat, batch, rows, seconds."""
+    """Where a run's raw timings are: repeat, batch, instance, rows, seconds."""
     return folder / "columns" / record.run_id / record.timings

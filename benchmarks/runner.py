@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from benchmarks.environment import conditions, environment, moment, toolchain
+from benchmarks.environment import conditions, decisive, environment, moment
 from benchmarks.recordings import Recording, read_recording, recording_path, save_recording
 from benchmarks.records import (
     RECORDS,
@@ -78,10 +78,13 @@ def measure(session: Session, say: Say) -> list[RunRecord]:
         return []
     encoded = encode_recorded(session)
     failed: list[RunRecord] = []
-    for _, grouped in itertools.groupby(shapes, key=lambda shape: (shape.thread_count, shape.instances)):
-        served = list(grouped)
+    served_by: dict[tuple[int, int], list[Shape]] = defaultdict(list)
+    for shape in shapes:
+        served_by[shape.thread_count, shape.instances].append(shape)
+    for served in served_by.values():
         with _workers(session, [run for run in runs if run.shape in served], encoded) as workers:
             for shape in served:
+                _replace_dead(session, workers, runs, encoded)
                 mine = [_Measured(run, _run_id(session, run)) for run in runs if run.shape == shape]
                 busy = {
                     key: worker for key, worker in workers.items() if any(worker_key(run.spec) == key for run in mine)
@@ -167,6 +170,15 @@ def _workers(session: Session, runs: list[RunSpec], encoded: dict[str, Encoded])
     finally:
         for worker in itertools.chain(*workers.values()):
             worker.stop()
+
+
+def _replace_dead(session: Session, workers: Workers, runs: list[RunSpec], encoded: dict[str, Encoded]) -> None:
+    """Open those anew that did not survive the shape before: the next one may be easier on them."""
+    for key, instances in workers.items():
+        if not all(worker.alive for worker in instances):
+            for worker in instances:
+                worker.stop()
+            workers[key] = open_workers(session, next(run for run in runs if worker_key(run) == key), encoded)
 
 
 def _measure_shape(
@@ -262,7 +274,7 @@ def recording_of(session: Session, runs: Sequence[RunSpec]) -> tuple[list[int], 
 def recording_id(session: Session, run: RunSpec, exits: Sequence[int]) -> str:
     """What runs share that are replayed from one recording pass of these exits, in whatever order rows are timed."""
     checkpoint, shape = session.member(run).checkpoint.hash, run.shape.model_copy(update={"order": "given"})
-    parts = [checkpoint, worker_key(run), shape.label, list(exits), session.data.data_hash, toolchain()]
+    parts = [checkpoint, worker_key(run), shape.label, list(exits), session.data.data_hash, decisive()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

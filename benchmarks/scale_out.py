@@ -94,10 +94,11 @@ def record_all(session: Session, say: Say) -> None:
     together: dict[tuple[Shape, Key], list[RunSpec]] = {}
     for run in unfinished(session):
         together.setdefault((run.shape, worker_key(run)), []).append(run)
-    encoded, jobs = encode_recorded(session), defaultdict(dict)
+    encoded, jobs, begun = encode_recorded(session), defaultdict(dict), set()
     for (shape, key), runs in together.items():
         exits, path = recording_of(session, runs)
-        if not path.exists():
+        if not path.exists() and path not in begun:  # shapes that differ in the order of timed rows share one
+            begun.add(path)
             spec, log = worker_spec(session, runs[0], encoded), worker_log(session, runs[0])
             name = f"{shape.label} {' '.join(key)}"
             jobs[spec.threads][name] = (spec, shape, exits, path.resolve(), log.resolve())

@@ -1,6 +1,7 @@
 """A session: what is measured turn by turn on one task, and how a suite becomes sessions."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.environment import toolchain
+from benchmarks.environment import decisive
 from benchmarks.expansion import check_fewer_layers, expand, expand_all, nothing_to_run, selected
-from benchmarks.records import Calibration, CheckpointInfo
+from benchmarks.records import MAY_KNOW_TUNE, Calibration, CheckpointInfo
 from benchmarks.suite import SMOKE_ROWS, CheckpointSpec, RunSpec, Suite, layers_of
 from models.checkpoints import Checkpoint, load_checkpoint
 from models.config import UserError
@@ -28,11 +29,13 @@ class Member:
 
     Attributes:
         truncates: layers of the network whose first layers these are, fine-tuned alone; None for a whole network.
+        may_know_tune: whether it was fine-tuned elsewhere, or on other splits of the data, at least at first.
     """
 
     folder: Path
     checkpoint: Checkpoint
     truncates: int | None = None
+    may_know_tune: bool = False
 
     @property
     def name(self) -> str:
@@ -60,6 +63,7 @@ class Member:
             truncates=self.truncates,
             hash=self.checkpoint.hash,
             imported=training.get("imported", {}).get("layout"),
+            may_know_tune=self.may_know_tune,
             seed=spec.get("seed"),
             train=spec["train"],
             trained_seconds=training.get("seconds"),
@@ -94,8 +98,8 @@ class Session:
 
 
 def run_id(spec: RunSpec, data_hash: str, checkpoint_hash: str) -> str:
-    """The hash of case, data, checkpoint and toolchain versions: what resume skips on."""
-    parts = json.dumps([spec.case, data_hash, checkpoint_hash, toolchain()], sort_keys=True)
+    """The hash of case, data, checkpoint, library versions and the CPU's kernels: what resume skips on."""
+    parts = json.dumps([spec.case, data_hash, checkpoint_hash, decisive()], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
@@ -126,21 +130,23 @@ def plan(suite: Suite, location: Path | None, checkpoints: Path, only: str | Non
     Raises:
         UserError: whatever is wrong with the data or the products, or no run is left.
     """
-    planned = [(task, spec, layers_of(spec)) for task in suite.tasks for spec in suite.checkpoints]
-    for task, spec, num_layers in planned:  # refuse products that cannot run before hours of training
-        check_fewer_layers(spec, num_layers)
-        expand(suite, task, "", num_layers)
+    for task, spec in itertools.product(suite.tasks, suite.checkpoints):
+        # Refuse products that cannot run before hours of training.
+        check_fewer_layers(spec, layers_of(spec))
+        expand(suite, task, "", layers_of(spec))
         _check_fallbacks(suite, task, spec)
     for engine in suite.engines:
         engine.check()
     any_runs = False
-    for task, spec, num_layers in planned:
+    for task in suite.tasks:
         data = task.load(location, suite.seed)
-        folders = planned_folders(spec, task, suite.seed, data.data_hash, checkpoints)
-        runs = selected(expand_all(suite, task, spec, num_layers, [folder.name for folder, _ in folders]), only)
-        if runs:
-            any_runs = True
-            yield Plan(task, data, num_layers, folders, runs)
+        for spec in suite.checkpoints:
+            num_layers = layers_of(spec)
+            folders = planned_folders(spec, task, suite.seed, data.data_hash, checkpoints)
+            runs = selected(expand_all(suite, task, spec, num_layers, [folder.name for folder, _ in folders]), only)
+            if runs:
+                any_runs = True
+                yield Plan(task, data, num_layers, folders, runs)
     if not any_runs:
         raise nothing_to_run(suite, only)
 
@@ -161,7 +167,10 @@ def sessions(
             checkpoint = load_checkpoint(folder)
             truncates = None if folder == one.folders[0][0] else one.num_layers
             _check_fits(task, folder, checkpoint)
-            members[folder.name] = Member(folder, checkpoint, truncates)
+            known = _may_know_tune(checkpoint, data.data_hash)
+            members[folder.name] = Member(folder, checkpoint, truncates, known)
+            if known:
+                say(f"Warning: {folder.name}: {MAY_KNOW_TUNE}")
         say(f"{task.name}: {', '.join(members)}, {len(one.runs)} runs")
         yield Session(suite, task, _few(data) if smoke else data, members, one.runs, output)
 
@@ -204,9 +213,15 @@ def _check_fits(task: Task, folder: Path, checkpoint: Checkpoint) -> None:
         raise UserError(f"checkpoint {str(folder)!r} holds weights that are NaN or infinite: train it again")
 
 
+def _may_know_tune(checkpoint: Checkpoint, data_hash: str) -> bool:
+    """Whether nothing says that `fit` of these splits is all it was fine-tuned on."""
+    training = checkpoint.training
+    return training.get("data_hash") != data_hash or training["spec"].get("classifier") is not None
+
+
 def max_length(session: Session) -> int:
     """The longest input of a session, in tokens: the checkpoint's, or a shape's own."""
-    lengths = [run.shape.length for run in session.runs if run.shape.length is not None]
+    lengths = [shape.length for shape in session.suite.shapes if shape.length is not None]
     return max([session.main.training["spec"]["train"]["max_seq_length"], *lengths])
 
 

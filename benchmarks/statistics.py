@@ -1,4 +1,4 @@
-"""Statistics on raw observations. numpy, and scipy only inside McNemar's test, so that gates start in an instant."""
+"""Statistics on raw observations. numpy, and scipy only inside two functions, so that gates start in an instant."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -191,12 +191,13 @@ def rank_correlation_interval(groups: np.ndarray, x: np.ndarray, y: np.ndarray, 
 
 
 def _centred_ranks(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
+    from scipy.stats import rankdata  # here, as above
+
     ranks = np.empty(len(values))
     for group in np.unique(groups):
         inside = groups == group
-        _, inverse, counts = np.unique(values[inside], return_inverse=True, return_counts=True)
-        average = np.cumsum(counts) - (counts - 1) / 2
-        ranks[inside] = average[inverse] - average[inverse].mean()
+        ranked = rankdata(values[inside])
+        ranks[inside] = ranked - ranked.mean()
     return ranks
 
 

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from os import cpu_count
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
@@ -13,7 +12,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 from transformers import AutoConfig
 
-from models.config import Config, UserError, explain, first_line, read_yaml, unknown
+from models.config import Config, UserError, cases, explain, first_line, read_yaml, unknown
 from models.cpu import processors
 from models.families import Backbone, Fresh, resolve_name
 from models.methods import Classifier, Method, TrainConfig
@@ -80,7 +79,7 @@ def _policy_word(value: Any) -> Any:
     if value == "full_depth":
         return {"kind": "fixed"}
     if isinstance(value, str):
-        allowed = ["full_depth", *(f"{{kind: {case}, ...}}" for case in ("fixed", "patience", "entropy"))]
+        allowed = ["full_depth", *(f"{{kind: {kind}, ...}}" for kind in cases(Policy))]
         raise PydanticCustomError("unknown_key", "{text}", {"text": unknown("policy", value, allowed)})
     return value
 
@@ -169,7 +168,7 @@ class Shape(Config):
 
     @property
     def thread_count(self) -> int:
-        return self.threads if isinstance(self.threads, int) else max(1, (cpu_count() or 1) // self.instances)
+        return self.threads if isinstance(self.threads, int) else max(1, len(processors()) // self.instances)
 
     @property
     def label(self) -> str:
@@ -224,11 +223,17 @@ class Suite(Config):
     recipes: Annotated[list[Recipe], grids("recipes")] = Field(min_length=1)
     engines: Annotated[list[Engine], grids("engines")] = Field(min_length=1)
     exits: list[Exits] = Field(default=["all", "none"], min_length=1)
-    policies: Annotated[list[Annotated[Policy, BeforeValidator(_policy_word)]], grids("policies")] = Field(min_length=1)
+    policies: Annotated[list[PolicyCase], grids("policies")] = Field(min_length=1)
     shapes: Annotated[list[Shape], grids("shapes")] = Field(default=[Shape()], min_length=1)
     timing: TimingConfig = TimingConfig()
     exclude: list[str] = Field(default_factory=list)
     on_unsupported: Literal["error", "skip"] = "error"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if len({shape.length is None for shape in self.shapes}) > 1:
+            raise ValueError("shapes: give all of them a length, or none: rows are tokenized once, to the longest")
+        return self
 
     def excludes(self, run: "RunSpec") -> bool:
         """Whether a pattern of `exclude` matches the run's case."""

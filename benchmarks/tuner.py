@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from pydantic import TypeAdapter
 
-from benchmarks.environment import environment, toolchain
+from benchmarks.environment import decisive, environment
 from benchmarks.records import Timing, TrialRecord, append_record, read_trials
 from benchmarks.runner import replay_run
 from benchmarks.session import Say
@@ -80,11 +80,10 @@ class Outcome:
 
 
 def tuning_id(tuning: Tuning, data_hash: str, checkpoint_hashes: list[str]) -> str:
-    """The hash of all that decides what a trial measures; when to stop and where to write do not."""
-    asked = tuning.model_dump(
-        mode="json", exclude={"tuning": {"exit_policy": {"timeout", "max_trials"}, "workspace": True}}
-    )
-    parts = json.dumps([asked, data_hash, checkpoint_hashes, toolchain()], sort_keys=True)
+    """The hash of all that decides what a trial measures; when to stop, where to write and the peers do not."""
+    told = {"tuning": {"exit_policy": {"timeout", "max_trials"}, "workspace": True}, "evaluation": {"peers"}}
+    asked = tuning.model_dump(mode="json", exclude=told)
+    parts = json.dumps([asked, data_hash, checkpoint_hashes, decisive()], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
@@ -169,7 +168,7 @@ def told(trial: TrialRecord | None) -> str:
         return "[failed]"
     if trial.timing is None:
         return f"[{trial.metric}: {trial.score:.4f}, duration (seconds): not timed, below the criterion]"
-    seconds, anchor = sum(trial.timing.seconds), sum(trial.timing.anchor_seconds)
+    seconds, anchor = _without_pauses(trial.timing).sum(axis=1).tolist()
     said = f"{trial.metric}: {trial.score:.4f}, duration (seconds): {seconds:.4f}, {anchor / seconds:.2f}x INT8"
     held = trial.timing.footprint_bytes
     return f"[{said}]" if held is None else f"[{said}, footprint (MB): {held / 1e6:.1f}]"

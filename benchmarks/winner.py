@@ -9,7 +9,7 @@ import yaml
 
 from benchmarks.bench import WorkerBench
 from benchmarks.other_floors import at_other_floors
-from benchmarks.records import RunRecord, TrialRecord, read_columns, read_records, timings_path
+from benchmarks.records import MAY_KNOW_TUNE, RunRecord, TrialRecord, read_columns, read_records, timings_path
 from benchmarks.runner import measure
 from benchmarks.session import Say, Session, sessions
 from benchmarks.statistics import ratio_interval
@@ -42,6 +42,9 @@ def run_tuning(
     for engine in (*_engines(tuning), *(peer.engine for peer in tuning.evaluation.peers)):
         engine.check()
     session, specs = _load(tuning, location, checkpoints, output, smoke)
+    for member in session.members.values():
+        if member.may_know_tune:
+            say(f"Warning: {member.name}: {MAY_KNOW_TUNE}")
     space = space_of(tuning, list(session.members.values()))
     hashes = [member.checkpoint.hash for member in session.members.values()]
     identity = tuning_id(tuning, session.data.data_hash, hashes)
@@ -52,7 +55,7 @@ def run_tuning(
         outcome = tune(space, bench, labels, identity, output, say)
         elsewhere = at_other_floors(space, bench, labels, outcome)
     winner, fewer = spec_of(tuning, outcome.best), best_truncated(outcome, session)
-    suite = winning_suite(tuning, specs[winner.checkpoint], winner, next(iter(fewer), None))
+    suite = winning_suite(tuning, specs, [winner, *fewer[:1], space.anchor])
     write_suite(output / SUITE, suite)
     say(f"{'PASS' if outcome.passed else 'FAIL'}: {_criterion(outcome)}")
     say(f"{kind_of(winner, session)}: {winner.case}")
@@ -113,13 +116,21 @@ def kind_of(winner: RunSpec, session: Session) -> str:
     return "The whole network without exits won"
 
 
-def winning_suite(tuning: Tuning, spec: CheckpointSpec, winner: RunSpec, fewer: RunSpec | None) -> Suite:
-    """A suite of the winner, the whole network, and the truncated network it must beat, in its recipe on its engine."""
+def winning_suite(tuning: Tuning, specs: dict[str, CheckpointSpec], runs: list[RunSpec]) -> Suite:
+    """A suite that holds the winner, the first of `runs`, and what it must beat, in its recipe on its engine.
+
+    Args:
+        tuning: what the winner was found by.
+        specs: where each of its networks comes from.
+        runs: the winner, the best truncated network where there is one, and a whole network.
+    """
+    winner = runs[0]
     exits: list[Exits] = [list(winner.exits), "none"] if winner.with_exits else ["none"]
-    cut = [run.policy for run in (winner, fewer) if run is not None and run.policy.kind == "fixed"]
-    policies: list[Policy] = [Fixed(), *([winner.policy] if winner.with_exits else [])]
-    policies += [policy for policy in cut[:1] if policy not in policies]
-    return tuning.suite([spec], [Float32(), winner.recipe], [winner.engine], exits, policies)
+    policies: list[Policy] = [Fixed(), *(run.policy for run in runs)]
+    unique = [policy for i, policy in enumerate(policies) if policy not in policies[:i]]
+    from_ = {specs[run.checkpoint].model_dump_json(): specs[run.checkpoint] for run in runs}
+    suite = tuning.suite([*from_.values()], [Float32(), winner.recipe], [winner.engine], exits, unique)
+    return suite.model_copy(update={"on_unsupported": "skip"})  # not every network has the layers of every policy
 
 
 def write_suite(path: Path, suite: Suite) -> None:

@@ -281,6 +281,11 @@ class Worker:
         self.ask(request, *arguments)
         return self.answer()
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be asked."""
+        return self.process.is_alive()
+
     def stop(self) -> None:
         """End the process, politely if it still listens."""
         self.ask("stop")

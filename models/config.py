@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
@@ -90,6 +90,15 @@ def unknown(what: str, value: object, allowed: Iterable[str]) -> str:
     """`unknown WHAT 'value'; allowed: ...`, with the nearest match."""
     allowed = list(allowed)
     return f"unknown {what} {value!r}; allowed: {', '.join(allowed)}{nearest(value, allowed)}"
+
+
+def cases(union: object) -> dict[str, type]:
+    """Kind -> configuration class, of a (nested) annotated union of classes that have a literal `kind`."""
+    found: dict[str, type] = {}
+    for part in get_args(union):
+        kinds = get_args(part.model_fields["kind"].annotation) if hasattr(part, "model_fields") else ()
+        found |= dict.fromkeys(kinds, part) or cases(part)
+    return found
 
 
 def explain(

@@ -3,8 +3,10 @@
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
+from models.command import exit_code
 from models.config import UserError
 
 DESCRIPTION = """\
@@ -52,7 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
     if words[:1] == ["gate"] and words[1:2] in (["init"], ["accept"]):
         words = [" ".join(words[:2]), *words[2:]]
     given = _parser().parse_args(words)
-    code = 0
+    return exit_code(partial(_run, given), given.command)
+
+
+def _run(given: argparse.Namespace) -> int:
     try:
         if given.command == "render":
             render(given.folder, given.floor, given.output or given.folder / "report")
@@ -63,14 +68,12 @@ def main(arguments: list[str] | None = None) -> int:
         elif given.command == "gate":
             code, lines = gate(given.gate, given.folder, given.against, given.output or given.folder / "gate")
             print("\n".join(lines))
+            return code
         else:
             write_baseline(given.gate, given.folder, given.reason if given.command == "gate accept" else None)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return code
+    return 0
 
 
 def render(folder: Path, relative_floor: float, output: Path) -> None:

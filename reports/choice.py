@@ -11,7 +11,7 @@ from benchmarks.floors import lowest_allowed
 from benchmarks.statistics import Interval
 from models.config import UserError
 from reports.answers import Difference, difference
-from reports.baselines import fastest, timed_together
+from reports.baselines import fastest, is_int8, timed_together
 from reports.labels import WITHOUT_EXITS
 from reports.runs import Row, Runs, speedup_fields
 from reports.timings import comparable, speedup, speedup_by_sessions
@@ -141,15 +141,34 @@ def choose(runs: Runs, relative_floor: float = RELATIVE_FLOOR) -> list[Choice]:
 
 
 def versus(runs: Runs, candidate: Row, baseline: Row) -> Versus | None:
-    """The speed-up of one run over another: direct within a session, else by sessions; None where neither can be."""
+    """The speed-up of one run over another: direct within a session, else by sessions; None where neither can be.
+
+    By sessions each is first divided by its own session's INT8 network without exits: the same one in both, as far as
+    start, layers, recipe and engine tell. Of several, the fastest beside the candidate.
+    """
     timed = [runs.timings[run["run_id"]] for run in (baseline, candidate)]
     if baseline["session"] == candidate["session"] and comparable(*timed):
         return Versus(speedup(*timed), by_sessions=False)
-    anchors = [run["speedup_best_int8_over"] for run in (baseline, candidate)]
-    if None in anchors:
+    of_baseline, of_candidate = (_anchors(runs, run) for run in (baseline, candidate))
+    shared = {anchor: network for network, anchor in of_candidate.items() if network in of_baseline}
+    if not shared:
         return None
-    of_baseline, of_candidate = (runs.timings[anchor] for anchor in anchors)
-    return Versus(speedup_by_sessions(timed[0], of_baseline, timed[1], of_candidate), by_sessions=True)
+    anchor = fastest([*shared], runs.timings)
+    anchors = runs.timings[of_baseline[shared[anchor]]], runs.timings[anchor]
+    return Versus(speedup_by_sessions(timed[0], anchors[0], timed[1], anchors[1]), by_sessions=True)
+
+
+def _anchors(runs: Runs, run: Row) -> dict[tuple, str]:
+    """What a whole INT8 network without exits is -> its run_id, of those timed with a run."""
+    own, found = runs.records[run["run_id"]], {}
+    for row in runs.rows:
+        record = runs.records[row["run_id"]]
+        if row["role"] != "no exits" or not is_int8(record) or timed_together(record) != timed_together(own):
+            continue
+        if row["run_id"] in runs.timings and comparable(runs.timings[row["run_id"]], runs.timings[run["run_id"]]):
+            network = row["family"], row["backbone"], row["num_layers"], row["recipe"], row["engine"]
+            found[network] = row["run_id"]
+    return found
 
 
 def _floored(runs: Runs, relative_floor: float) -> Runs:
@@ -238,7 +257,7 @@ def _sentence(choice: Choice) -> str:
     if early is None or fewer is None:
         return _only_one(early, fewer)
     if early.over_truncated is None:
-        return "Undecided: early exit and the truncated network were not timed on the same rows, nor beside INT8."
+        return "Undecided: early exit and the truncated network share neither a session nor an INT8 network to go by."
     scores = _dev_scores(early, fewer)
     return f"{_verdict(early.over_truncated)}, at {scores}.{_floor_remark(early, fewer)}{_peer_remark(early, fewer)}"
 

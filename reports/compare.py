@@ -29,7 +29,7 @@ from benchmarks.statistics import (
 )
 from models.config import UserError
 from reports.runs import load_runs
-from reports.summaries import Summary, newest, other_data, other_machine, summarize
+from reports.summaries import Summary, newest, other_data, other_exits, other_machine, summarize
 from reports.timings import Timings, comparable
 
 TOLERANCE = 0.05
@@ -129,7 +129,8 @@ def _compare_case(case: str, before: Folder, after: Folder, tolerance: float) ->
         change, refused = (None, other) if other else _score(was, now, scores[0], scores[1])
         yield Comparison(case, "score", change, refused)
     if "dev" in was.exit_counts and "dev" in now.exit_counts:
-        yield Comparison(case, "exits", *((None, other) if other else (_exits(was, now), None)))
+        refused = other_exits(was, now)
+        yield Comparison(case, "exits", *((None, refused) if refused else (_exits(was, now), None)))
     if case in before.timings and case in after.timings:
         refused = untimed or other or other_machine(was, now)
         timings = before.timings[case], after.timings[case]

@@ -51,7 +51,8 @@ class Verdict:
 
     Attributes:
         findings: of every rule on every run that it could look at.
-        unknown: selected cases that the baseline does not hold: no rule held them to anything before.
+        unknown: selected cases that the baseline does not hold: no rule held them to anything before. None where there
+            is no baseline.
     """
 
     gate: str
@@ -111,7 +112,7 @@ def judge(gate: Gate, before: dict[str, Summary], after: dict[str, Summary]) -> 
             why = "matches no run" if not selected else f"finds nothing to judge in the {len(selected)} runs it matches"
             raise UserError(f"gate {gate.name}: rules.{number}: {rule.kind} of runs {rule.runs!r} {why}; mend the rule")
         findings += found
-    return Verdict(gate.name, findings, [case for case in cases if case not in before])
+    return Verdict(gate.name, findings, [case for case in cases if before and case not in before])
 
 
 def _unsound(run: Summary | None) -> Judged | None:

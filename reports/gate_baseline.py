@@ -69,13 +69,16 @@ def init(gate_path: Path, folder: Path) -> Path:
     Raises:
         UserError: there is a baseline already, or the runs cannot be one (see `accept`).
     """
-    if not gate_path.exists():
-        gate = _first_gate(gate_path.stem, folder)
-        write_text(gate_path, NOTE + yaml.safe_dump(gate, sort_keys=False, default_flow_style=None, width=120))
-    path = baseline_path(gate_path, read_gate(gate_path))
+    begun = None if gate_path.exists() else _first_gate(gate_path.stem, folder)
+    gate = read_gate(gate_path) if begun is None else Gate.model_validate(begun)
+    path = baseline_path(gate_path, gate)
     if path.exists():
         raise UserError(f"{str(path)!r} exists; `gate accept --reason TEXT` replaces it and keeps its history")
-    return _replace(gate_path, folder, [], "the first baseline")
+    baseline = _baseline(gate_path, gate, folder, [], "the first baseline")
+    if begun is not None:
+        write_text(gate_path, NOTE + yaml.safe_dump(begun, sort_keys=False, default_flow_style=None, width=120))
+    write_text(path, _json_text(baseline))
+    return path
 
 
 def accept(gate_path: Path, folder: Path, reason: str) -> Path:
@@ -87,12 +90,15 @@ def accept(gate_path: Path, folder: Path, reason: str) -> Path:
     """
     if not reason.strip():
         raise UserError("--reason is empty; say in a few words why the baseline changes")
-    history = read_baseline(baseline_path(gate_path, read_gate(gate_path))).history
-    return _replace(gate_path, folder, history, reason)
+    gate = read_gate(gate_path)
+    path = baseline_path(gate_path, gate)
+    write_text(path, _json_text(_baseline(gate_path, gate, folder, read_baseline(path).history, reason)))
+    return path
 
 
-def _replace(gate_path: Path, folder: Path, history: list[Acceptance], reason: str) -> Path:
-    gate, runs = read_gate(gate_path), load_runs(folder, by_row=False)
+def _baseline(gate_path: Path, gate: Gate, folder: Path, history: list[Acceptance], reason: str) -> Baseline:
+    """The runs of a folder as a baseline; refused where they would not pass the gate against themselves."""
+    runs = load_runs(folder, by_row=False)
     cases = {case: run for case, run in sorted(summarize(folder, runs).items()) if gate.selects(case)}
     bad = [finding for finding in judge(gate, cases, cases).findings if finding.outcome != "pass"]
     if bad:
@@ -103,9 +109,7 @@ def _replace(gate_path: Path, folder: Path, history: list[Acceptance], reason: s
     revisions = sorted({str(record.environment.get("revision", "unknown")) for record in runs.records.values()})
     at = datetime.now(UTC).isoformat(timespec="seconds")
     history = [*history, Acceptance(reason=reason, at=at, revisions=revisions)]
-    path = baseline_path(gate_path, gate)
-    write_text(path, _json_text(Baseline(schema="exitbench/baseline/1", history=history, cases=cases)))
-    return path
+    return Baseline(schema="exitbench/baseline/1", history=history, cases=cases)
 
 
 def _first_gate(name: str, folder: Path) -> dict:

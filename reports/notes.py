@@ -3,7 +3,7 @@
 from collections import defaultdict
 from typing import Any
 
-from benchmarks.records import CheckpointInfo, RunRecord
+from benchmarks.records import MAY_KNOW_TUNE, CheckpointInfo, RunRecord
 from models.cpu import has_int8_dot_products
 from reports.baselines import is_int8
 from reports.runs import Row, Runs
@@ -170,11 +170,9 @@ def _checkpoints(records: list[RunRecord]) -> list[str]:
 
 
 def _origin(info: CheckpointInfo) -> str:
-    if info.imported is not None:
-        return (
-            f"imported (layout {info.imported}): rows of tune, which choose here, may be among those it was trained on"
-        )
-    return f"fine-tuned in {info.trained_seconds:.0f} s (seed {info.seed})"
+    told = f"fine-tuned in {info.trained_seconds:.0f} s (seed {info.seed})"
+    origin = told if info.imported is None else f"imported (layout {info.imported})"
+    return f"{origin}: {MAY_KNOW_TUNE}" if info.imported or info.may_know_tune else origin
 
 
 def _layers(info: CheckpointInfo) -> str:

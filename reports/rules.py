@@ -11,7 +11,7 @@ from pydantic import Field
 
 from benchmarks.statistics import Interval, exit_shift, mean_layer, paired_difference_interval, ratio_change
 from models.config import Config
-from reports.summaries import Summary, other_data, other_machine
+from reports.summaries import Summary, other_data, other_exits, other_machine
 
 ROUNDING = 1e-9  # 0.98 - 0.97 is a hair more than 0.01
 Limit = Annotated[float, Field(ge=0)]
@@ -112,7 +112,7 @@ class MeanLayerChange(_Selecting):
             message = f"mean exit layer went from {means[0]:.2f} to {means[1]:.2f}, by {moved:+.2f} layers"
             return _judged(abs(moved) <= self.at_most + ROUNDING, f"{message}; {self.at_most:g} either way is allowed")
 
-        return _against(before, after, "exit counts", _exits, compare, _other_dev)
+        return _against(before, after, "exit counts", _exits, compare, other_exits)
 
 
 class ExitShift(_Selecting):
@@ -129,7 +129,7 @@ class ExitShift(_Selecting):
             message = f"exits moved by {moved:.2f} layers (Wasserstein-1), from {was} to {found}"
             return _judged(moved <= self.at_most + ROUNDING, f"{message}; {self.at_most:g} is allowed")
 
-        return _against(before, after, "exit counts", _exits, compare, _other_dev)
+        return _against(before, after, "exit counts", _exits, compare, other_exits)
 
 
 class SpeedupDrop(_Selecting):
@@ -227,11 +227,3 @@ def _score(run: Summary, split: str, metric: str | None) -> float | None:
 
 def _exits(run: Summary) -> list[int] | None:
     return run.exit_counts.get("dev")
-
-
-def _other_dev(before: Summary, after: Summary) -> str | None:
-    """Also another depth: a checkpoint given as a folder may change behind its name."""
-    depths = [len(run.exit_counts["dev"]) for run in (before, after)]
-    if depths[0] != depths[1]:
-        return f"another depth ({depths[1]} layers, were {depths[0]})"
-    return other_data(before, after, "dev")

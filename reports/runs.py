@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.recordings import Recording, read_recordings
 from benchmarks.records import RunRecord, read_records
 from benchmarks.statistics import mean_layer, proportion_interval
+from models.config import UserError
 from reports import labels
 from reports.answers import Answers, read_answers
 from reports.baselines import find_baselines
@@ -58,6 +59,8 @@ def load_runs(folder: Path, *, by_row: bool = True) -> Runs:
         UserError: the folder holds no records, or a file in it is damaged.
     """
     records = sorted(read_records(folder), key=labels.sort_key)
+    if not records:
+        raise UserError(f"{str(folder)!r} holds no whole record: the run was stopped before its first; run it again")
     read = {record.run_id: read_timings(folder, record) for record in records if record.status == "ok"}
     timings = {run_id: timed for run_id, timed in read.items() if timed is not None}
     runs = Runs(_rows(records, timings), {record.run_id: record for record in records}, timings, {}, {})

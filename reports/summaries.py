@@ -83,6 +83,14 @@ def other_data(before: Summary, after: Summary, split: str) -> str | None:
     return None if rows[0] == rows[1] else f"other rows of {split} ({rows[1]}, were {rows[0]})"
 
 
+def other_exits(before: Summary, after: Summary) -> str | None:
+    """Why exit counts on dev cannot be compared; a checkpoint given as a folder may change behind its name."""
+    depths = [len(run.exit_counts["dev"]) for run in (before, after)]
+    if depths[0] != depths[1]:
+        return f"another depth ({depths[1]} layers, were {depths[0]})"
+    return other_data(before, after, "dev")
+
+
 def other_machine(before: Summary, after: Summary) -> str | None:
     """Why seconds cannot be compared; None where they can."""
     if before.machine is None or after.machine is None:

@@ -73,6 +73,15 @@ def test_a_machine_that_was_not_recorded_is_not_the_same(tmp_path: Path):
     assert found[WHOLE, "latency"].refused == "the machine was not recorded"
 
 
+def test_exits_need_the_same_depth(tmp_path: Path):
+    """A checkpoint given as a folder may change behind its name."""
+    before, after = read_folder(measure(tmp_path / "before")), read_folder(measure(tmp_path / "after"))
+    deeper = after.runs[EARLY].model_copy(update={"exit_counts": {"dev": [*after.runs[EARLY].exit_counts["dev"], 0]}})
+    found = compare(before, after._replace(runs=after.runs | {EARLY: deeper})).compared
+    (refused,) = [given.refused for given in found if (given.case, given.quantity) == (EARLY, "exits")]
+    assert refused == "another depth (5 layers, were 4)"
+
+
 def test_all_need_the_same_data(tmp_path: Path):
     found = compared(tmp_path, lost=30, later=1, data_hash="0ther")
     assert {comparison.refused for comparison in found.values()} == {"other data (hash 0ther, was da7a)"}

@@ -192,7 +192,8 @@ def test_rules_select_by_pattern_and_need_no_baseline(tmp_path: Path, capsys):
         1,
         f"FAILED score_floor: {FEWER}: accuracy on dev is 0.8500; at least 0.88 is asked",
     )
-    assert said(write_gate(tmp_path, [floor | {"at_least": 0.85}], baseline=None), folder, capsys)[0] == 0
+    code, lines = said(write_gate(tmp_path, [floor | {"at_least": 0.85}], baseline=None), folder, capsys)
+    assert (code, lines) == (0, [lines[-1]])  # nothing is said of a baseline
 
 
 def test_the_newest_run_of_a_case_counts(gate: Path, tmp_path: Path, capsys):
@@ -254,6 +255,13 @@ def test_init_sets_no_limit_that_the_runs_cannot_tell(tmp_path: Path):
     init(tmp_path / "noisy.yaml", folder)
     (drop,) = [rule for rule in read_gate(tmp_path / "noisy.yaml").rules if isinstance(rule, SpeedupDrop)]
     assert 0.15 <= drop.at_most <= 0.25
+
+
+def test_a_refused_init_leaves_no_gate_behind(tmp_path: Path, capsys):
+    folder, path = measure(tmp_path / "first", status="error", error="no g++"), tmp_path / "mine.yaml"
+    assert main(["gate", "init", str(path), str(folder)]) == 2
+    assert "cannot be the baseline" in capsys.readouterr().err
+    assert not path.exists()
 
 
 def test_init_leaves_a_baseline_alone(gate: Path, tmp_path: Path, capsys):

@@ -231,6 +231,12 @@ def test_what_a_record_lacks_stays_empty(tmp_path: Path):
     assert {name for name, value in row.items() if value is not None} == held
 
 
+def test_a_folder_without_a_whole_record_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "records.jsonl").write_text('{"schema_version": "exit')
+    assert main(["render", str(tmp_path)]) == 2
+    assert "holds no whole record" in capsys.readouterr().err
+
+
 def test_timing_only_and_failed_runs_have_no_score(folder: Path):
     rows = rows_of(folder)
     assert all(rows[name]["dev_score"] is None and rows[name]["tune_score"] is None for name in ("told", "broken"))
@@ -424,6 +430,23 @@ def test_sessions_are_compared_by_their_own_int8(tmp_path: Path):
     assert over.ratio.estimate == pytest.approx((2.0 / 1.0) / (3.0 / 2.0))
     assert over.ratio.low < over.ratio.estimate < over.ratio.high
     assert "by sessions" in choice.sentence
+
+
+def test_sessions_are_not_compared_by_int8_networks_that_differ(tmp_path: Path):
+    """The fastest beside early exit has no like in the other session, and the slower one has."""
+    two, small = checkpoint("deebert"), checkpoint("classifier", backbone="models/small")
+    add(tmp_path, record("fp32"), 8.0)
+    add(tmp_path, record("int8", recipe=INT8), 3.0)
+    add(tmp_path, record("int8-inductor", recipe=INT8, engine="inductor"), 2.0)
+    add(tmp_path, early("early", recipe=INT8), 1.0)
+    add(tmp_path, record("int8-s2", recipe=INT8, session="s2", checkpoint=two), 4.0)
+    add(tmp_path, truncated("two", 2, recipe=INT8, session="s2", checkpoint=two), 2.0)
+    over = only_choice(tmp_path).answers["early exit"].over_truncated
+    assert over is not None
+    assert over.ratio.estimate == pytest.approx((3.0 / 1.0) / (4.0 / 2.0))
+    add(tmp_path, record("int8-s3", recipe=INT8, session="s3", checkpoint=small), 0.5)
+    add(tmp_path, truncated("cut", 2, recipe=INT8, session="s3", checkpoint=small), 0.25)
+    assert only_choice(tmp_path).sentence.startswith("Undecided: early exit and the truncated network share neither")
 
 
 def test_sessions_without_int8_are_not_compared(tmp_path: Path):

@@ -448,6 +448,37 @@ def _dead_worker(monkeypatch: pytest.MonkeyPatch) -> str:
     return r"the worker process died \(exit code -9; -9 usually means out of memory\)"
 
 
+@pytest.mark.usefixtures("threads")
+def test_a_worker_that_died_is_replaced_at_the_next_shape(
+    measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    started = itertools.count()  # the first is dead before it is asked anything, and so is replaced at once
+
+    def start(spec: Any, log: Path) -> Worker:
+        return DeadWorker(spec, log) if next(started) < 2 else ThreadWorker(spec, log)
+
+    monkeypatch.setattr(runner, "Worker", start)
+    assert measured.run(tmp_path, "--only", "/float32/") == 1
+    found = {record.status: record.shape["batch_size"] for record in read_records(tmp_path)}
+    assert found == {"ok": 4, "error": 1}
+    assert next(started) == 3
+
+
+def test_rows_that_training_may_have_seen_are_told(
+    measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The same data cut by another seed: rows of `tune` are among those that were trained on."""
+    (folder,) = measured.checkpoints.iterdir()
+    monkeypatch.setattr(runner, "Worker", ThreadWorker)
+    for seed, known in ((measured.suite.seed, False), (measured.suite.seed + 1, True)):
+        path = suites.write(tmp_path, checkpoints=[{"folder": str(folder)}], seed=seed, exits=["none"])
+        assert main(["run", str(path), "--output", str(tmp_path / str(seed))]) == 0
+        (record,) = read_records(tmp_path / str(seed))
+        assert record.checkpoint is not None
+        assert record.checkpoint.may_know_tune == known
+        assert ("Warning: " in capsys.readouterr().err) == known
+
+
 def _nan_logits(monkeypatch: pytest.MonkeyPatch) -> str:
     recorded = _Service.record
 

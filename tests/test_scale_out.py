@@ -16,7 +16,10 @@ from benchmarks.records import read_records
 from tests import suites
 from tests.kills import AXES, comparable
 
-SUITE = AXES | {"shapes": [{"batch_size": 4, "threads": 1}], "timing": {"rows": 8, "repeats": 1}}
+SUITE = AXES | {
+    "shapes": [{"batch_size": 4, "threads": 1, "order": ["given", "by_length"]}],
+    "timing": {"rows": 8, "repeats": 1},
+}
 CHECKPOINT, PASS = "synthetic-pabee-", "b4-longest-1t "
 
 

@@ -93,9 +93,13 @@ def test_lists_in_a_case_are_a_grid(tmp_path: Path):
     assert [engine.model_dump()["program"] for engine in suite.engines] == ["graph", "stepped"]
 
 
+def test_all_shapes_have_a_length_or_none_has(tmp_path: Path):
+    with pytest.raises(UserError, match="shapes: give all of them a length, or none"):
+        parse(tmp_path, shapes=[{"padding": "max_length"}, {"length": 24}])
+
+
 def test_instances_need_processors_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("benchmarks.suite.processors", lambda: [0, 1, 2, 3])
-    monkeypatch.setattr("benchmarks.suite.cpu_count", lambda: 4)
     shapes = [{"instances": [1, 2, 4], "threads": ["all", 2]}]
     with pytest.raises(UserError, match="4 instances of 2 threads need 8 processors; here are 4; remove it, or set"):
         runs(tmp_path, shapes=shapes)
@@ -167,7 +171,11 @@ def test_a_list_of_lists_is_the_grid_where_a_key_holds_a_list(tmp_path: Path):
         ({"engines": ["openvin"]}, "engines.0: unknown kind 'openvin'; allowed: eager, inductor, openvino"),
         ({"exits": ["al"]}, "exits.0: input should be 'all' or 'none', found 'al'; did you mean 'all'?"),
         ({"exits": ["all", [1, "x"]]}, "exits.1.1: input should be a valid integer, found 'x'"),
-        ({"policies": ["full_dept"]}, "policies.0: unknown policy 'full_dept'; allowed: full_depth,"),
+        (
+            {"policies": ["full_dept"]},
+            "policies.0: unknown policy 'full_dept'; allowed: full_depth, {kind: fixed, ...},",
+        ),
+        ({"policies": ["confidence"]}, "{kind: confidence, ...}"),
         ({"policies": ["full_dept"]}, "did you mean 'full_depth'?"),
         ({"policies": []}, "policies: list should have at least 1 item"),
         (

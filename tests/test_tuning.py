@@ -189,6 +189,7 @@ def test_winner_can_be_made_again_and_served(searched: Path):
     cases = {run.case for run in expand(suite, suite.tasks[0], winner.checkpoint, layers_of(suite.checkpoints[0]))}
     measured = {record.case: record for record in read_records(output / "winner")}
     assert winner.case in cases
+    assert [case for case in cases if "/no-exits/fixed-last/" in case]  # the whole network it must beat
     assert winner.case in measured
     assert {record.status for record in measured.values()} == {"ok"}
     whole = [record for record in measured.values() if not record.with_exits and record.exits == [2]]

@@ -27,6 +27,10 @@ class ThreadWorker(Worker):
         self.pipe.send(self.asked)
         return super().answer()
 
+    @property
+    def alive(self) -> bool:
+        return self.thread.is_alive()
+
     def stop(self) -> None:
         self.pipe.send(("stop", ()))
         self.thread.join(timeout=10)
