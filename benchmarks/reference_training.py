@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from benchmarks.session import Say
 from models.checkpoints import WEIGHTS, load_checkpoint
 from models.config import UserError, explain
-from models.families import Pretrained, load_pretrained, resolve_name
+from models.families import Pretrained, check_length, load_pretrained, resolve_name
 from models.methods import DeeBert, StageConfig, TrainConfig
 from models.network import MultiExitNetwork
-from models.reference import LAYOUTS, SENTENCE_PIECES, check_family, check_length, write_reference
+from models.reference import LAYOUTS, SENTENCE_PIECES, check_family, write_reference
 from models.tasks import Task, TaskData
 from models.training import TrainingSpec, fine_tune
 

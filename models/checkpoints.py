@@ -8,14 +8,12 @@ training.json      how it came to be: specs, seed, data hash and counts, curves,
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from pydantic import ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -25,21 +23,10 @@ from transformers import (
 )
 
 from models.config import UserError, first_line
-from models.families import family_of, load_tokenizer
+from models.families import UNREADABLE, family_of, load_tokenizer
 from models.network import ExitsConfig, MultiExitNetwork
 
 CONFIG, WEIGHTS, TRAINING = "config.json", "model.safetensors", "training.json"
-# What reading a damaged folder raises: files, JSON, checked configurations, safetensors, load_state_dict.
-UNREADABLE = (
-    OSError,
-    KeyError,
-    TypeError,
-    ValueError,
-    RuntimeError,
-    ValidationError,
-    StrictDataclassError,
-    SafetensorError,
-)
 
 
 @dataclass(frozen=True)
@@ -108,14 +95,16 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def load_classifier(
-    source: str, exits: ExitsConfig, num_labels: int
+    source: str, exits: ExitsConfig, num_labels: int, label_names: Sequence[str] = ()
 ) -> tuple[MultiExitNetwork, PreTrainedTokenizerFast]:
     """A plain fine-tuned classifier (BERT, RoBERTa or ALBERT) as a network whose last exit is its own classifier.
 
     Args:
         source: hub name or local folder that `AutoModelForSequenceClassification` loads.
-        exits: must have a pooler per exit, so that the classifier's own stays as it is.
+        exits: how many poolers they have; each begins as the classifier's own.
         num_labels: what the task needs; the classifier must answer as many.
+        label_names: the task's classes. Where the classifier names the same ones in another order, its own are put into
+            this one; other names (LABEL_0, positive for 1) tell nothing, and the order is taken to be the task's.
 
     Raises:
         UserError: when it cannot be read or answers another number of classes.
@@ -125,7 +114,7 @@ def load_classifier(
             source, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True
         )
         tokenizer = load_tokenizer(source)
-    except (OSError, ValueError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"classifier {source!r} is neither a readable local folder nor a reachable hub model ({first_line(error)})"
         ) from error
@@ -147,5 +136,16 @@ def load_classifier(
     network = MultiExitNetwork(backbone, exits, num_labels)
     for own in network.poolers:
         own.load_state_dict(pooler.state_dict())
-    network.classifiers[-1].load_state_dict(head.state_dict())
+    order = _order(classifier.config.id2label, label_names)
+    network.classifiers[-1].load_state_dict({name: tensor[order] for name, tensor in head.state_dict().items()})
     return network, tokenizer
+
+
+def _order(id2label: dict[int, str], label_names: Sequence[str]) -> list[int]:
+    """Where a classifier has each of the task's classes, by name; as they stand where the names are others."""
+
+    def plain(name: str) -> str:
+        return name.lower().replace(" ", "_").replace("-", "_")
+
+    theirs, ours = [plain(id2label[i]) for i in sorted(id2label)], [plain(name) for name in label_names]
+    return [theirs.index(name) for name in ours] if sorted(theirs) == sorted(ours) else list(range(len(theirs)))

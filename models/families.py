@@ -7,15 +7,35 @@ Backbones come from `transformers`; the family is read from the backbone's `mode
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
-from pydantic import BeforeValidator, Field
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from models.config import Config, UserError, first_line
+
+# What reading a damaged folder raises: files, JSON, checked configurations, safetensors, load_state_dict.
+UNREADABLE = (
+    OSError,
+    KeyError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    ValidationError,
+    StrictDataclassError,
+    SafetensorError,
+)
 
 
 class Family(NamedTuple):
@@ -93,6 +113,12 @@ class Fresh(Config):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     initializer_range: float = Field(default=0.02, gt=0)
 
+    @model_validator(mode="after")
+    def _heads_share_it(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
+        return self
+
     @property
     def label(self) -> str:
         """A name for tables and folders, such as `bert-6x256`."""
@@ -151,17 +177,30 @@ def load_pretrained(spec: Pretrained) -> tuple[PreTrainedModel, PreTrainedTokeni
             raise UserError(
                 f"backbone {spec.name!r} has {config.num_hidden_layers} layers; num_layers {num_layers} is beyond them"
             )
-        backbone = AutoModel.from_pretrained(
-            source, num_hidden_layers=num_layers, attn_implementation="sdpa", dtype=torch.float32
+        backbone, loading = AutoModel.from_pretrained(
+            source,
+            num_hidden_layers=num_layers,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            output_loading_info=True,
         )
         tokenizer = load_tokenizer(source)
-    except (OSError, ValueError, SafetensorError) as error:
+    except UNREADABLE as error:
         known = ", ".join(SHORT_NAMES)
         raise UserError(
             f"backbone {spec.name!r} is neither a readable local folder, a reachable hub model, nor one of: {known} "
             f"({first_line(error)})"
         ) from error
+    if lacking := [name for name in sorted(loading["missing_keys"]) if "pooler" not in name]:
+        raise UserError(f"backbone {spec.name!r} lacks {len(lacking)} of its weights, such as {lacking[0]!r}")
     return backbone, tokenizer
+
+
+def check_length(config: PreTrainedConfig, max_seq_length: int) -> None:
+    """Refuse rows of more tokens than the model has positions; RoBERTa counts them from pad_token_id + 1."""
+    longest = config.max_position_embeddings - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
+    if not 8 <= max_seq_length <= longest:
+        raise UserError(f"max_seq_length: must lie in 8..{longest} for this model, found {max_seq_length}")
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
@@ -194,4 +233,5 @@ def fresh_backbone(spec: Fresh, tokenizer: PreTrainedTokenizerFast, max_seq_leng
     }
     if spec.family == "albert":
         options |= {"embedding_size": min(128, spec.hidden_size), "hidden_act": "gelu"}
+        options |= {"classifier_dropout_prob": spec.dropout}
     return AutoModel.from_config(AutoConfig.for_model(spec.family, **options), attn_implementation="sdpa")

@@ -44,7 +44,7 @@ class TrainConfig(StageConfig):
 
     Attributes:
         max_seq_length: tokens a row is cut to.
-        max_rows: train on the first rows of `fit` only (smoke runs).
+        max_rows: read the first rows of `fit` and of `select` only (smoke runs).
     """
 
     max_seq_length: int = Field(default=128, ge=8)

@@ -7,7 +7,7 @@ from typing import Literal, Self
 import torch
 from pydantic import model_validator
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from models.config import Config
 from models.families import family_of
@@ -115,6 +115,12 @@ class AttentionExit(nn.Module):
         return self.classifier(self.dropout(torch.tanh(self.dense(pooled))))
 
 
+def exit_dropout(config: PreTrainedConfig) -> float:
+    """What the family's own classifiers drop: ALBERT's configuration has a number for it, those of the others may."""
+    own = [getattr(config, name, None) for name in ("classifier_dropout_prob", "classifier_dropout")]
+    return next((share for share in own if share is not None), config.hidden_dropout_prob)
+
+
 class MultiExitNetwork(nn.Module):
     """A backbone with an exit after each of its L layers.
 
@@ -131,7 +137,8 @@ class MultiExitNetwork(nn.Module):
         pretrained = self.family.pooler(backbone)
         backbone.pooler = None  # pyright: ignore[reportArgumentType]
         self.backbone = backbone
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        dropout = exit_dropout(config)
+        self.dropout = nn.Dropout(dropout)
         with_pooler = exits.head == "pooler"
         poolers = (1 if exits.pooler == "shared" else self.num_layers) if with_pooler else 0
         self.poolers = nn.ModuleList(nn.Linear(config.hidden_size, config.hidden_size) for _ in range(poolers))
@@ -143,7 +150,7 @@ class MultiExitNetwork(nn.Module):
             torch.zeros(config.hidden_size) for _ in range(self.num_layers if exits.pooling == "attention" else 0)
         )
         self.heads = nn.ModuleList(
-            AttentionExit(config.hidden_size, num_labels, config.hidden_dropout_prob, exits.pooling)
+            AttentionExit(config.hidden_size, num_labels, dropout, exits.pooling)
             for _ in range(0 if with_pooler else self.num_layers)
         )
         if pretrained is not None:

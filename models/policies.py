@@ -144,6 +144,8 @@ class Patience(PolicyConfig):
 class AtOneExit(PolicyConfig):
     """What policies share that look at one exit alone: leave when a quantity of its answer is below the dial, strictly.
 
+    A subclass may turn that round.
+
     Attributes:
         dial: the field that holds the limit.
         quantity: of [..., C] logits, one number for each row.

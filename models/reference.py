@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedTokenizerFast
 
-from models.checkpoints import CONFIG, UNREADABLE, WEIGHTS, load_checkpoint, save_checkpoint
+from models.checkpoints import CONFIG, WEIGHTS, load_checkpoint, save_checkpoint
 from models.config import UserError, first_line, unknown
-from models.families import load_tokenizer
+from models.families import UNREADABLE, check_length, load_tokenizer
 from models.glue import LAYOUTS as GLUE
 from models.glue import GlueTask
 from models.methods import DeeBert, Method, Pabee
@@ -230,13 +230,6 @@ def _own_task(config: PreTrainedConfig, source: Path) -> Task:
         raise UserError(
             f"{str(source / CONFIG)!r} names no GLUE task in finetuning_task ({noted!r}): give --task"
         ) from error
-
-
-def check_length(config: PreTrainedConfig, max_seq_length: int) -> None:
-    """Refuse rows of more tokens than the model has positions; RoBERTa counts them from pad_token_id + 1."""
-    longest = config.max_position_embeddings - (config.pad_token_id + 1 if config.model_type == "roberta" else 0)
-    if not 8 <= max_seq_length <= longest:
-        raise UserError(f"--max_seq_length: must lie in 8..{longest} for this model, found {max_seq_length}")
 
 
 def _read_state(path: Path) -> State:

@@ -101,6 +101,8 @@ def _slices(train: Rows, seed: int) -> dict[str, Rows]:
     for group in sorted(members, key=lambda name: (short[name], hashlib.sha256(f"{seed}\x1f{name}".encode()).digest())):
         split = next((name for name in ("select", "tune") if len(dealt[name]) < quota), "fit")
         dealt[split].extend(members[group])
+    if empty := [split for split, indices in dealt.items() if not indices]:
+        raise UserError(f"train cannot be split: rows of one text stay together, and none are left for {empty[0]}")
     return {split: train.take(sorted(indices)) for split, indices in dealt.items()}
 
 

@@ -5,6 +5,7 @@ evaluation from which an interrupted stage goes on.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ class _ExitsOnFeatures(nn.Module):
     def __init__(self, network: MultiExitNetwork):
         super().__init__()
         self.exits = nn.ModuleList(network.exits)
+        self.exits[-1].dropout = nn.Identity()  # it is frozen, and may teach the others
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return torch.stack([exit_.classify(features[:, i]) for i, exit_ in enumerate(self.exits)])  # pyright: ignore
@@ -282,14 +284,13 @@ class StageTrainer(Trainer):
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
             inside = {id(parameter) for parameter in self.backbone.parameters()}
             assert isinstance(self.model, nn.Module)
-            learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            parts = [[p for p in learning if (id(p) in inside) == backbone] for backbone in (True, False)]
-            rates = self.stage.learning_rate, self.stage.exits_learning_rate
-            groups = [
-                {"params": part, "lr": rate, "weight_decay": self.stage.weight_decay}
-                for part, rate in zip(parts, rates, strict=True)
-                if part
-            ]
+            decaying = set(self.get_decay_parameter_names(self.model))
+            parts: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    rate = self.stage.learning_rate if id(parameter) in inside else self.stage.exits_learning_rate
+                    parts[rate, self.stage.weight_decay if name in decaying else 0.0].append(parameter)
+            groups = [{"params": part, "lr": rate, "weight_decay": decay} for (rate, decay), part in parts.items()]
             self.optimizer = kind(groups, **options)
         return self.optimizer
 

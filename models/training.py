@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import logging
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from pydantic import Field
 from transformers import PreTrainedTokenizerFast, set_seed
 
@@ -16,14 +16,12 @@ from models.calibration import expected_calibration_error
 from models.checkpoints import Checkpoint, is_checkpoint, load_classifier, save_checkpoint
 from models.config import Config, UserError
 from models.encoding import Encoded, encode, word_tokenizer
-from models.families import Backbone, Fresh, fresh_backbone, load_pretrained
+from models.families import Backbone, Fresh, check_length, fresh_backbone, load_pretrained
 from models.methods import Method, TrainConfig
 from models.network import MultiExitNetwork
 from models.synthetic import SyntheticTask, vocabulary
 from models.tasks import Task, TaskData
 from models.trainer import OnStep, all_logits, exit_scores, run_stage
-
-log = logging.getLogger(__name__)
 
 
 class TrainingSpec(Config):
@@ -70,7 +68,9 @@ def start_network(spec: TrainingSpec) -> tuple[MultiExitNetwork, PreTrainedToken
                 f"kind and pooling first_token; the suite says {spec.method.kind} with pooling {exits.pooling}: "
                 "change it, or give a backbone"
             )
-        return load_classifier(spec.classifier, exits, task.num_labels)
+        network, tokenizer = load_classifier(spec.classifier, exits, task.num_labels, task.label_names)
+        check_length(network.backbone.config, spec.train.max_seq_length)
+        return network, tokenizer
     if isinstance(spec.backbone, Fresh):
         if not isinstance(task, SyntheticTask):
             raise UserError(
@@ -81,6 +81,7 @@ def start_network(spec: TrainingSpec) -> tuple[MultiExitNetwork, PreTrainedToken
         backbone = fresh_backbone(spec.backbone, tokenizer, spec.train.max_seq_length)
     elif spec.backbone is not None:
         backbone, tokenizer = load_pretrained(spec.backbone)
+        check_length(backbone.config, spec.train.max_seq_length)
     else:
         raise UserError("a checkpoint needs backbone: or classifier:")
     return MultiExitNetwork(backbone, exits, task.num_labels), tokenizer
@@ -94,13 +95,23 @@ def fine_tune(spec: TrainingSpec, data: TaskData, folder: Path, on_step: OnStep 
         on_step: called after each optimizer step of each stage.
 
     Raises:
-        UserError: when the spec does not fit the task, or the loss is no longer finite.
+        UserError: when the spec does not fit the task, the loss is no longer finite, or another process is at it.
     """
     if is_checkpoint(folder):
         return folder
-    started = time.monotonic()
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(partial / ".lock", timeout=0):
+            if not is_checkpoint(folder):  # another process may have finished it a moment ago
+                _fine_tune(spec, data, folder, partial, on_step)
+    except Timeout:
+        raise UserError(f"another process is fine-tuning {str(folder)!r}: wait until it ends") from None
+    return folder
+
+
+def _fine_tune(spec: TrainingSpec, data: TaskData, folder: Path, partial: Path, on_step: OnStep | None) -> None:
+    started = time.monotonic()
     set_seed(spec.seed)
     network, tokenizer = start_network(spec)
     task, rows = spec.task, {"fit": data.splits["fit"], "select": data.splits["select"]}
@@ -116,7 +127,6 @@ def fine_tune(spec: TrainingSpec, data: TaskData, folder: Path, on_step: OnStep 
             network.load_state_dict(saved["state"])
             curves[stage.name] = json.loads(saved["curve"])
             continue
-        log.info("training %s: stage %s on %d rows", folder.name, stage.name, len(rows["fit"]))
         curves[stage.name] = run_stage(
             stage, train, network, sets, partial / stage.name, task, spec.train.max_seq_length, spec.seed, on_step
         )
@@ -145,7 +155,6 @@ def fine_tune(spec: TrainingSpec, data: TaskData, folder: Path, on_step: OnStep 
         },
     )
     shutil.rmtree(partial)
-    return folder
 
 
 def _exit_report(task: Task, network: MultiExitNetwork, select: Encoded, max_seq_length: int) -> list[dict[str, Any]]:

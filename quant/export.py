@@ -3,7 +3,8 @@
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -91,37 +92,34 @@ def export(
     tokenize = text_model(checkpoint.tokenizer, max_seq_length, pad_token_id, fit) if text and fit is not None else None
     quantized = time.perf_counter()
 
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    graph = session.save(policy, exits, folder)
-    checkpoint.tokenizer.backend_tokenizer.save(str(folder / artefact.TOKENIZER))
-    shutil.copy(artefact.__file__, folder / artefact.LOADER)
-    names = [*graph, artefact.TOKENIZER, artefact.LOADER]
-    if tokenize is not None:
-        ov.save_model(tokenize, folder / artefact.TEXT_GRAPH)
-        names += [artefact.TEXT_GRAPH, artefact.TEXT_WEIGHTS]
-    description = {
-        "schema": artefact.SCHEMA,
-        "task": task.name,
-        "trained_on": {"task": task.model_dump(), "seed": seed},
-        "labels": None if task.regression else list(task.label_names),
-        "policy": policy.kind,
-        "dials": {name: float(value) for name, value in policy.dials(np.arange(1)).items()},
-        "exits": list(exits),
-        "num_layers": checkpoint.network.num_layers,
-        "recipe": recipe.model_dump(),
-        "max_seq_length": max_seq_length,
-        "pad_token_id": pad_token_id,
-        "engine": engine.kind,
-        "options": {name: session.options[name] for name in SERVED_OPTIONS if name in session.options},
-        "rows_alone": cannot_run(recipe.kind, SERVING[engine.kind], with_exits=True, batch_size=2) is not None,
-        "checkpoint": {"method": checkpoint.config["method"]["kind"], "hash": checkpoint.hash},
-        "toolchain": {name: version(name) for name in (engine.kind, *TOOLCHAIN)},
-        "files": {name: artefact.file_hash(folder / name) for name in names},
-    }
-    # Written last: without it the folder is no artefact.
-    (folder / artefact.DESCRIPTION).write_text(json.dumps(description, indent=2))
+    with _taking_the_place_of(folder) as unfinished:
+        graph = session.save(policy, exits, unfinished)
+        checkpoint.tokenizer.backend_tokenizer.save(str(unfinished / artefact.TOKENIZER))
+        shutil.copy(artefact.__file__, unfinished / artefact.LOADER)
+        names = [*graph, artefact.TOKENIZER, artefact.LOADER]
+        if tokenize is not None:
+            ov.save_model(tokenize, unfinished / artefact.TEXT_GRAPH)
+            names += [artefact.TEXT_GRAPH, artefact.TEXT_WEIGHTS]
+        description = {
+            "schema": artefact.SCHEMA,
+            "task": task.name,
+            "trained_on": {"task": task.model_dump(), "seed": seed},
+            "labels": None if task.regression else list(task.label_names),
+            "policy": policy.kind,
+            "dials": {name: float(value) for name, value in policy.dials(np.arange(1)).items()},
+            "exits": list(exits),
+            "num_layers": checkpoint.network.num_layers,
+            "recipe": recipe.model_dump(),
+            "max_seq_length": max_seq_length,
+            "pad_token_id": pad_token_id,
+            "engine": engine.kind,
+            "options": {name: session.options[name] for name in SERVED_OPTIONS if name in session.options},
+            "rows_alone": cannot_run(recipe.kind, SERVING[engine.kind], with_exits=True, batch_size=2) is not None,
+            "checkpoint": {"method": checkpoint.config["method"]["kind"], "hash": checkpoint.hash},
+            "toolchain": {name: version(name) for name in (engine.kind, *TOOLCHAIN)},
+            "files": {name: artefact.file_hash(unfinished / name) for name in names},
+        }
+        (unfinished / artefact.DESCRIPTION).write_text(json.dumps(description, indent=2))
     written = time.perf_counter()
     artefact.EarlyExitModel.load(folder)
     loaded = time.perf_counter()
@@ -131,6 +129,18 @@ def export(
     dials = {name: np.asarray(value, np.float32) for name, value in description["dials"].items()}
     resident = resident_bytes(folder / graph[0], inputs | dials, description["options"])
     return Exported(quantized - started, written - quantized, loaded - written, size, resident)
+
+
+@contextmanager
+def _taking_the_place_of(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `folder` once it is whole: a kill leaves the earlier one, or none."""
+    unfinished = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    if folder.exists():
+        shutil.rmtree(folder)
+    unfinished.rename(folder)
 
 
 def check_free(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """The OpenVINO reading of `models.ops.Ops`: every operation adds a node to the graph being built."""
 
 import numpy as np
-from openvino import Type
 from openvino import opset13 as ov_ops
 
 from models.ops import Array
@@ -32,7 +31,7 @@ class OpenVinoOps:
         return logits.get_partial_shape()[1].get_length()
 
     def argmax(self, x: Array) -> Array:
-        # mode max and sort by index keeps the first of equals, as numpy does.
+        # A stable sort by value keeps the first of equals, as numpy does.
         top = ov_ops.topk(x, ov_ops.constant(np.int64(1)), axis=-1, mode="max", sort="value", stable=True)
         return ov_ops.convert(ov_ops.squeeze(top.output(1), ov_ops.constant(np.int64(-1))), "f32").output(0)
 
@@ -74,6 +73,3 @@ class OpenVinoOps:
 
     def where(self, condition: Array, a: Array, b: Array) -> Array:
         return ov_ops.select(condition, _node(a), _node(b)).output(0)
-
-
-FLOAT = Type.f32

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from models.ops import NumpyOps
-from models.policies import Policy
+from models.policies import Fixed, Policy
 from models.tasks import Task
 
 WHOLE_NETWORKS = "recipe int8_native quantizes whole networks, without exits: exits: [none]"
@@ -25,6 +25,8 @@ def unfit(policy: Policy, exits: Sequence[int], num_layers: int, task: Task) -> 
         return f"policy {policy.kind} needs class probabilities, task {task.name} is a regression"
     if list(exits) != sorted(set(exits)) or not exits or not 1 <= exits[0] <= exits[-1] <= num_layers:
         return f"exits {list(exits)} must ascend within 1..{num_layers}"
+    if isinstance(policy, Fixed) and policy.layer not in (None, *exits):
+        return f"policy fixed: layer {policy.layer} is none of the exits {list(exits)}"
     return None
 
 

@@ -72,10 +72,6 @@ class Segments:
     native: Literal["static", "dynamic"] | None = None
     calibration: Sequence[dict[str, np.ndarray]] = ()
 
-    @property
-    def num_layers(self) -> int:
-        return len(self.layers)
-
     def named(self) -> dict[str, nn.Module]:
         """Layers, then exits, by name: `layer_1`.., `exit_1`..; a shared layer has a name for each of its depths."""
         named = {f"layer_{i}": layer for i, layer in enumerate(self.layers, start=1)}

@@ -15,7 +15,7 @@ from models.checkpoints import Checkpoint, load_checkpoint
 from models.config import UserError
 from models.encoding import collate, encode
 from models.methods import Pabee
-from models.policies import Entropy, Imposed, Patience, replay
+from models.policies import Entropy, Fixed, Imposed, Patience, replay
 from quant import artefact
 from quant.__main__ import main
 from quant.artefact import ArtefactError, EarlyExitModel
@@ -223,6 +223,7 @@ def test_calls_that_make_no_sense(folder: Path):
         ({"exits": [2, 1]}, r"exits \[2, 1\] must ascend within 1..4"),
         ({"exits": [5]}, r"exits \[5\] must ascend"),
         ({"policy": Imposed(exit_layers=[1])}, "policy imposed is for timing only"),
+        ({"policy": Fixed(layer=3), "exits": [2, 4]}, r"policy fixed: layer 3 is none of the exits \[2, 4\]"),
     ],
 )
 def test_exports_that_make_no_sense(changes: dict[str, Any], message: str, checkpoint: Checkpoint, tmp_path: Path):
@@ -230,6 +231,26 @@ def test_exports_that_make_no_sense(changes: dict[str, Any], message: str, check
     with pytest.raises(UserError, match=message):
         export(tmp_path / "x", checkpoint, tiny.task(), None, Float32(), given["policy"], given["exits"])
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_export_that_is_cut_short_leaves_what_was_there(
+    there: bool, checkpoint: Checkpoint, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    served = tmp_path / "served"
+    if there:
+        shutil.copytree(folder, served)
+    given = served, checkpoint, tiny.task(), None, Float32(), POLICY, EXITS
+    with monkeypatch.context() as full:
+        full.setattr("quant.artefact.file_hash", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export(*given)
+    assert served.exists() == there
+    if there:
+        EarlyExitModel.load(served)
+    export(*given)
+    assert EarlyExitModel.load(served).predict(["a good film"]).exit_layer[0] in EXITS
+    assert [path.name for path in tmp_path.iterdir()] == ["served"]
 
 
 def test_a_folder_in_use_is_left_alone(checkpoint: Checkpoint, tmp_path: Path):

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from models.checkpoints import CONFIG, TRAINING, WEIGHTS, is_checkpoint, load_checkpoint, load_classifier
@@ -18,7 +19,8 @@ from models.config import UserError
 from models.encoding import word_tokenizer
 from models.families import Fresh, Pretrained, load_pretrained
 from models.glue import GlueTask
-from models.methods import DeeBert, FastBert, Method, Pabee
+from models.methods import DeeBert, FastBert, Method, Pabee, TrainConfig
+from models.network import MultiExitNetwork
 from models.synthetic import vocabulary
 from models.training import TrainingSpec, start_network
 from tests import tiny
@@ -194,6 +196,18 @@ def test_a_classifier_keeps_its_answers(family: str, num_labels: int, tmp_path: 
         assert not torch.equal(state[f"classifiers.{i}.weight"], state[f"classifiers.{ours.num_layers - 1}.weight"])
 
 
+@pytest.mark.parametrize(
+    ("theirs", "order"),
+    [({0: "Not entailment", 1: "ENTAILMENT"}, [1, 0]), ({0: "LABEL_0", 1: "LABEL_1"}, [0, 1])],
+)
+def test_a_classifier_answers_in_the_order_of_the_task(theirs: dict[int, str], order: list[int], tmp_path: Path):
+    made = classifier_folder(tmp_path, "bert")
+    made.config.id2label = theirs
+    made.save_pretrained(tmp_path)
+    ours, _ = load_classifier(str(tmp_path), DeeBert().exits, 2, ["entailment", "not_entailment"])
+    assert torch.equal(ours.classifiers[-1].weight, made.classifier.weight[order])  # pyright: ignore
+
+
 def test_a_classifier_must_answer_the_labels_of_the_task(tmp_path: Path):
     classifier_folder(tmp_path, "bert", num_labels=3)
     with pytest.raises(UserError, match=r"answers 3 labels; the task has 2"):
@@ -273,6 +287,40 @@ def test_broken_backbones_are_refused(damage: str, tmp_path: Path):
     with pytest.raises(UserError) as error:
         load_pretrained(Pretrained(name=str(folder)))
     assert str(folder) in one_line(error)
+
+
+def test_a_backbone_of_foreign_names_is_refused(tmp_path: Path):
+    """`transformers` would train on from random weights."""
+    backbone_folder(tmp_path, "bert")
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {name.replace("attention", "attn"): tensor for name, tensor in weights.items()}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(UserError, match=r"lacks \d+ of its weights, such as 'encoder\.layer\.0\.attention\."):
+        load_pretrained(Pretrained(name=str(tmp_path)))
+
+
+def test_texts_longer_than_a_backbone_has_positions_are_refused(tmp_path: Path):
+    backbone_folder(tmp_path, "bert")
+    train = TrainConfig(max_seq_length=64)
+    spec = TrainingSpec(task=tiny.task(), method=Pabee(), backbone=Pretrained(name=str(tmp_path)), train=train)
+    with pytest.raises(UserError, match=r"max_seq_length: must lie in 8\.\.42 for this model, found 64"):
+        start_network(spec)
+
+
+def test_heads_share_the_hidden_size():
+    with pytest.raises(ValidationError, match="hidden_size 250 must be a multiple of num_heads 4"):
+        Fresh(family="bert", hidden_size=250)
+
+
+def test_exits_drop_what_the_classifiers_of_the_family_drop():
+    for family, own in (
+        ("albert", {"classifier_dropout_prob": 0.3}),
+        ("bert", {"classifier_dropout": 0.3}),
+        ("bert", {}),
+    ):
+        backbone = tiny.backbone(family, hidden_dropout_prob=0.2, **own)
+        assert MultiExitNetwork(backbone, Pabee().exits, 2).dropout.p == (0.3 if own else 0.2)
 
 
 def test_other_families_are_refused(tmp_path: Path):

@@ -40,7 +40,7 @@ from quant.engine import Eager, OnnxRuntime, OpenVino, cannot_run
 from quant.openvino_graph import exit_model
 from quant.programs import ExitOutput, Program, SteppedProgram
 from quant.recipes import Bfloat16, Float32, Int8Static, apply_recipe
-from quant.segments import Embeddings, Layer, Segments
+from quant.segments import Embeddings, Layer, Segments, cut
 from tests import tiny
 
 LAYERS, ROWS = 3, 16
@@ -297,6 +297,21 @@ def test_what_programs_say_of_themselves(bench: Bench):
         assert program.precision == ("float32" if turned else names[bench.case.recipe])
     for engine in {"graph", "onnx"} & programs.keys():
         assert (programs[engine].size_bytes or 0) > 10_000
+
+
+def test_fewer_layers_and_exits_are_smaller():
+    """Each by what is left out: the embeddings stand in all of them."""
+    network = tiny.network("bert", tiny.DEEBERT)
+
+    def parameters(module: nn.Module) -> int:
+        return 4 * sum(parameter.numel() for parameter in module.parameters())
+
+    session = ENGINES["eager"].open(cut(network), 1)
+    whole, two = (session.without_exits(layer).size_bytes or 0 for layer in (4, 2))
+    assert whole - two == 2 * parameters(network.layers[0])
+    both, last = (session.with_exits(Fixed(), exits).size_bytes or 0 for exits in ([2, 4], [4]))
+    assert (both - last, last) == (parameters(network.exits[1]), whole)
+    assert whole + 3 * parameters(network.exits[0]) == parameters(network)
 
 
 def test_enough_was_compared_and_next_to_nothing_differs():

@@ -275,8 +275,8 @@ def test_bad_folders_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max_seq_length", "133"], r"--max_seq_length: must lie in 8\.\.132 for this model, found 133"),
-        (["--max_seq_length", "4"], r"--max_seq_length: must lie in 8\.\.132 for this model, found 4"),
+        (["--max_seq_length", "133"], r"max_seq_length: must lie in 8\.\.132 for this model, found 133"),
+        (["--max_seq_length", "4"], r"max_seq_length: must lie in 8\.\.132 for this model, found 4"),
         (["--task", "sst"], r"--task: .*unknown kind 'sst'.*did you mean 'sst2'"),
         (["--layout", "deebert"], r"lacks 'bert\.encoder\.highway\.0\.pooler\.dense\.weight'"),
     ],

@@ -423,7 +423,7 @@ def test_steps_are_those_asked_for(
         ("--do_eval --model_type albert", "--model_type albert: 'save' is of family bert"),
         ("--do_eval --output_dir empty", "'empty' holds no config.json"),
         ("--do_eval --output_dir empty --eval_all_checkpoints", "'empty' holds no pytorch_model.bin"),
-        ("--do_eval --max_seq_length 512", r"--max_seq_length: must lie in 8\.\.132 for this model, found 512"),
+        ("--do_eval --max_seq_length 512", r"max_seq_length: must lie in 8\.\.132 for this model, found 512"),
         ("--do_train --output_dir new", "'save' is fine-tuned already"),
         ("--do_train --output_dir new --model_name_or_path nowhere", "backbone 'nowhere' is neither"),
         ("--do_train --output_dir new --model_name_or_path model --max_seq_length 512", r"must lie in 8\.\.132"),

@@ -348,6 +348,12 @@ def test_too_little_train_is_refused() -> None:
         split_rows(rows([("a",), ("b",), ("A ",)]), {"dev": rows([("c",)], "dev")}, 1, overlap="drop")
 
 
+def test_a_text_that_is_most_of_train_leaves_nothing_to_split() -> None:
+    train = rows([("again",)] * 98 + [("one longer sentence than that",), ("and yet another longer sentence",)])
+    with pytest.raises(UserError, match="rows of one text stay together, and none are left for fit"):
+        split_rows(train, {"dev": rows([("c",)], "dev")}, 1, overlap="drop")
+
+
 def table_task(**changes: object) -> TableTask:
     spec = {"kind": "table", "name": "reviews", "train": "train.csv", "dev": "dev.tsv", "text": ["title", "body"]}
     spec |= {"label": "stars", "labels": ["bad", "good"], "metric": "f1"}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 from transformers import Trainer
 
@@ -383,6 +384,27 @@ def test_max_rows(data: TaskData, tmp_path: Path):
     found = load_checkpoint(fine_tune(given, data, tmp_path / "checkpoint"))
     assert found.training["fit_rows"] == 16
     assert max(entry["step"] for entry in found.training["curves"]["joint"]) == 1
+
+
+def test_one_process_at_a_time_fine_tunes_a_checkpoint(data: TaskData, tmp_path: Path):
+    (tmp_path / "checkpoint.partial").mkdir()
+    with (
+        FileLock(tmp_path / "checkpoint.partial" / ".lock"),
+        pytest.raises(UserError, match="another process is fine-"),
+    ):
+        fine_tune(spec(PABEE), data, tmp_path / "checkpoint")
+    fine_tune(spec(PABEE), data, tmp_path / "checkpoint")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_the_last_exit_of_deebert_teaches_without_dropout():
+    network = tiny.network("bert", tiny.DEEBERT, num_layers=2)
+    network.dropout.p = 0.5
+    exits = trainer._ExitsOnFeatures(network).train()
+    features = torch.randn(64, 2, network.backbone.config.hidden_size)
+    first, second = exits(features), exits(features)
+    assert torch.equal(first[-1], second[-1])
+    assert not torch.equal(first[0], second[0])
 
 
 def test_a_diverged_training_is_refused(data: TaskData, tmp_path: Path):

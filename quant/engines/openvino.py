@@ -167,7 +167,7 @@ class _GraphRecorder:
         self.request = compiled.create_infer_request()
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
-        return self.request.infer(inputs, share_inputs=True)[LOGITS].copy()
+        return self.request.infer(inputs, share_inputs=True)[LOGITS]
 
 
 class OpenVinoSteps:
@@ -188,13 +188,13 @@ class OpenVinoSteps:
 
     def embed(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
         outputs = self.embeddings.infer([inputs[name] for name in INPUT_NAMES])
-        return outputs[0].copy(), outputs[1].copy()
+        return outputs[0], outputs[1]
 
     def layer(self, index: int, hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return self.layers[index].infer([hidden, mask])[0].copy()
+        return self.layers[index].infer([hidden, mask])[0]
 
     def exit(self, index: int, hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return self.exits[index].infer([hidden, mask])[0].copy()
+        return self.exits[index].infer([hidden, mask])[0]
 
     def take(self, array: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return array[rows]

@@ -55,11 +55,15 @@ class TorchSession:
         """What the embeddings take."""
         return [torch.from_numpy(inputs[name]).to(self.device) for name in INPUT_NAMES]
 
-    def size_bytes(self, modules: Sequence[nn.Module]) -> int | None:
-        """Parameter bytes of the distinct modules; unknown for INT8, whose weights torch packs when it first runs."""
+    def size_bytes(self, exits: Sequence[int]) -> int | None:
+        """Bytes of the parameters these exits take; unknown for INT8, whose weights torch packs when it first runs."""
         if self.segments.int8:
             return None
+        modules = [*self.segments.layers[: exits[-1]], *(self.segments.exits[layer - 1] for layer in exits)]
         parameters = {id(p): p for module in modules for p in module.parameters()}
+        # The embeddings are read out of a whole network.
+        others = {id(p) for module in (*self.segments.layers, *self.segments.exits) for p in module.parameters()}
+        parameters |= {id(p): p for p in self.segments.embeddings.parameters() if id(p) not in others}
         return sum(p.numel() * p.element_size() for p in parameters.values())
 
     def recorder(self, exits: Sequence[int]) -> Recorder:
@@ -68,8 +72,7 @@ class TorchSession:
 
     def with_exits(self, policy: Policy, exits: Sequence[int]) -> Program:
         """A stepped program."""
-        modules = [self.segments.embeddings, *self.segments.layers[: exits[-1]], *self.segments.exits]
-        return SteppedProgram(self.steps(), policy, exits, self.precision, self.size_bytes(modules))
+        return SteppedProgram(self.steps(), policy, exits, self.precision, self.size_bytes(exits))
 
     def without_exits(self, layer: int) -> Program:
         """The network up to `layer` and its exit, as one module."""
@@ -120,7 +123,7 @@ class SingleProgram:
     def __init__(self, session: TorchSession, layer: int):
         whole = Whole(session.segments, layer)
         self.session, self.layer, self.precision = session, layer, session.precision
-        self.size_bytes = session.size_bytes([whole.embeddings, *whole.steps, whole.exit])
+        self.size_bytes = session.size_bytes([layer])
         self.module = session.compile_module(whole)
 
     @torch.no_grad()
