@@ -194,7 +194,7 @@ def _legend(points: list[Row], choice: Choice, ringed: bool) -> list[Line2D]:
     if ringed:
         handles.append(key("chosen on tune, within the floor", **RING))
     if choice.reference is not None:
-        handles.append(key("float32, no exits: dev score", linestyle=(0, (1, 3))))
+        handles.append(key("best float32 without exits, on tune: its dev score", linestyle=(0, (1, 3))))
     return handles
 
 

@@ -134,7 +134,8 @@ LEGEND = [
     "A speed-up is total baseline seconds / total seconds over the same rows, timed turn by turn in one session.",
     "layer saving = 1 - mean layer / L. exit eff. = x no exit / (L / mean layer): 1 where saved layers become time.",
     "p99 / no exit: the 99th percentile of a batch's time over that of the same recipe without exits. Rows that stay to"
-    " the last layer pay for it and for every exit, so early exit shortens the mean and not the tail.",
+    " the end pay for every exit on the way, so early exit shortens the mean; the tail it shortens only by ending at"
+    " fewer layers.",
     "INVALID: not to be trusted, and never chosen. warning: ratios hold, but see the notes above the table.",
     "overhead: seconds of a network whose exits never fire over those of the same network without exits, less 1.",
 ]
@@ -191,10 +192,11 @@ def answer_columns(choice: Choice) -> list[Column]:
 def answer_lines(choice: Choice) -> list[str]:
     """How the answers were chosen."""
     lines = []
-    if choice.floor is not None and not choice.timing_only:
+    if choice.reference is not None and choice.floor is not None and not choice.timing_only:
         lines.append(
             f"Chosen on tune: the fastest run that scores at least {choice.floor * 100:.2f} %, which is"
-            f" {choice.relative_floor * 100:g} % below float32 without exits. Read once on dev."
+            f" {choice.relative_floor * 100:g} % below the best float32 network without exits, whole or of fewer layers:"
+            f" {describe(choice.reference)}, {choice.reference['tune_score'] * 100:.2f} %. Read once on dev."
         )
     if choice.invalid:
         lines.append(f"INVALID runs left out: {choice.invalid}.")
