@@ -3,6 +3,7 @@
 `tests/test_extending.py` does what extending.md says, `tests/test_lpot.py` runs LPOT's modes.
 """
 
+import copy
 import json
 import logging
 import os
@@ -113,7 +114,10 @@ def test_readme_from_a_suite_to_the_export(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(runner, "Worker", ThreadWorker)
     shutil.copytree(ROOT / "yaml_configs", tmp_path / "yaml_configs")
     task = {"kind": "synthetic", "fit_rows": 24, "select_rows": 8, "tune_rows": 8, "dev_rows": 8}
-    suite = str(suites.write(tmp_path, tasks=[task], timing={"rows": 8, "repeats": 2, "block_rows": 8}))
+    checkpoint = copy.deepcopy(suites.TINY["checkpoints"][0])
+    checkpoint["backbone"]["num_layers"] = 3  # the export keeps three exits
+    timing = {"rows": 8, "repeats": 2, "block_rows": 8}
+    suite = str(suites.write(tmp_path, tasks=[task], checkpoints=[checkpoint], timing=timing))
     for name in ("old", "mine"):  # toy timings are no baseline
         measure(tmp_path / "runs" / name)
     run = []
