@@ -31,6 +31,7 @@ def draw_speeds(curves: Lines, task: str, folder: Path) -> list[str]:
     # Where colours come round again, the marker tells two settings apart.
     alike = {name: [other for other in settings if by_setting[other] == by_setting[name]] for name in settings}
     marks = {name: MARKERS[others.index(name) % len(MARKERS)] for name, others in alike.items()}
+    reached: list[float] = []  # by fewer layers
     with look():
         figure = Figure(figsize=(4.5 * len(recipes) + 3.5, 5.5), layout="constrained")
         panels = figure.subplots(1, len(recipes), sharex=True, sharey=True, squeeze=False)[0]
@@ -45,8 +46,10 @@ def draw_speeds(curves: Lines, task: str, folder: Path) -> list[str]:
             for i, kind in enumerate(RIVALS):
                 rivals = [given for line, given in shown.items() if line.leaves_by == kind]
                 best = [max(filter(None, (averaged(given, x) for given in rivals)), default=None) for x in GRID]
+                reached += [100 * score.mean for score in best if score is not None]
                 _draw(axes, best, f"{kind}: the best", color="black", linestyle=STYLES[i], marker="X", linewidth=2.2)
             axes.set_title(recipe)
+        _cut_below(panels[0], reached)
         panels[0].set_ylabel("score on dev, %")
         panels[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
         figure.supxlabel("layer speed-up: L / mean exit layer (layers, not seconds)", fontsize=10)
@@ -56,6 +59,17 @@ def draw_speeds(curves: Lines, task: str, folder: Path) -> list[str]:
         figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=9)
         lay_out(figure)
         return save(figure, folder, f"speeds_{slug(task)}")
+
+
+def _cut_below(axes: Axes, reached: list[float]) -> None:
+    """End the shared axis as far below what fewer layers reach as their scores spread: worse needs no resolution."""
+    if not reached:
+        return
+    low, high = min(reached), max(reached)
+    bottom = low - max(high - low, 2.0)
+    if axes.get_ylim()[0] < bottom:
+        axes.set_ylim(bottom=bottom)
+        axes.text(0.01, 0.01, "lines that leave go on below", transform=axes.transAxes, fontsize=8, color="0.3")
 
 
 def _draw(axes: Axes, found: list[Spread | None], label: str, **style: Any) -> None:
