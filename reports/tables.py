@@ -195,8 +195,8 @@ def answer_lines(choice: Choice) -> list[str]:
     if choice.reference is not None and choice.floor is not None and not choice.timing_only:
         lines.append(
             f"Chosen on tune: the fastest run that scores at least {choice.floor * 100:.2f} %, which is"
-            f" {choice.relative_floor * 100:g} % below the best float32 network without exits, whole or of fewer layers:"
-            f" {describe(choice.reference)}, {choice.reference['tune_score'] * 100:.2f} %. Read once on dev."
+            f" {choice.relative_floor * 100:g} % below the best float32 network without exits, whole or of fewer"
+            f" layers: {describe(choice.reference)}, {choice.reference['tune_score'] * 100:.2f} %. Read once on dev."
         )
     if choice.invalid:
         lines.append(f"INVALID runs left out: {choice.invalid}.")
