@@ -170,9 +170,10 @@ def _checkpoints(records: list[RunRecord]) -> list[str]:
 
 
 def _origin(info: CheckpointInfo) -> str:
+    if info.imported is not None:
+        return f"imported (layout {info.imported}): {MAY_KNOW_TUNE}"
     told = f"fine-tuned in {info.trained_seconds:.0f} s (seed {info.seed})"
-    origin = told if info.imported is None else f"imported (layout {info.imported})"
-    return f"{origin}: {MAY_KNOW_TUNE}" if info.imported or info.may_know_tune else origin
+    return f"{told}: {MAY_KNOW_TUNE}" if info.may_know_tune else told
 
 
 def _layers(info: CheckpointInfo) -> str:

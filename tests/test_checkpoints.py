@@ -257,7 +257,7 @@ def test_a_local_backbone(family: str, tmp_path: Path):
     theirs = backbone_folder(tmp_path, family)
     pretrained = Pretrained(name=str(tmp_path))
     for method in (Pabee(), DeeBert()):
-        spec = TrainingSpec(task=tiny.task(), method=method, backbone=pretrained)
+        spec = TrainingSpec(task=tiny.task(), method=method, backbone=pretrained, train=TrainConfig(max_seq_length=40))
         ours, _ = start_network(spec)
         inputs = tiny.batch(tiny.encoded(4), range(4), family)
         inputs["token_type_ids"][:] = 0

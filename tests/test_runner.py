@@ -350,8 +350,10 @@ def test_run_id_names_all_that_decides_a_run(measured: Measured, monkeypatch: py
     first, second = expand(measured.suite, measured.suite.tasks[0], "ck", 2)[:2]
     ids = [run_id(first, "d", "c"), run_id(second, "d", "c"), run_id(first, "e", "c"), run_id(first, "d", "f")]
     assert run_id(first, "d", "c") == ids[0]
-    monkeypatch.setattr("benchmarks.session.toolchain", lambda: {"torch": "0"})
-    assert len({*ids, run_id(first, "d", "c")}) == 5
+    monkeypatch.setattr("benchmarks.environment.toolchain", lambda: {"torch": "0"})
+    ids.append(run_id(first, "d", "c"))
+    monkeypatch.setattr("benchmarks.environment.kernel_flags", lambda: ["avx2"])
+    assert len({*ids, run_id(first, "d", "c")}) == 6
 
 
 def test_only_what_is_asked_for_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
