@@ -130,18 +130,18 @@ def plan(suite: Suite, location: Path | None, checkpoints: Path, only: str | Non
     Raises:
         UserError: whatever is wrong with the data or the products, or no run is left.
     """
-    for task, spec in itertools.product(suite.tasks, suite.checkpoints):
+    planned = [(spec, layers_of(spec)) for spec in suite.checkpoints]
+    for task, (spec, num_layers) in itertools.product(suite.tasks, planned):
         # Refuse products that cannot run before hours of training.
-        check_fewer_layers(spec, layers_of(spec))
-        expand(suite, task, "", layers_of(spec))
+        check_fewer_layers(spec, num_layers)
+        expand(suite, task, "", num_layers)
         _check_fallbacks(suite, task, spec)
     for engine in suite.engines:
         engine.check()
     any_runs = False
     for task in suite.tasks:
         data = task.load(location, suite.seed)
-        for spec in suite.checkpoints:
-            num_layers = layers_of(spec)
+        for spec, num_layers in planned:
             folders = planned_folders(spec, task, suite.seed, data.data_hash, checkpoints)
             runs = selected(expand_all(suite, task, spec, num_layers, [folder.name for folder, _ in folders]), only)
             if runs:

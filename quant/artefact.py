@@ -145,7 +145,7 @@ def _openvino(folder: Path, options: dict[str, Any], threads: int | None) -> Gra
         if not hasattr(requests, "own"):
             requests.own = compiled.create_infer_request()
         outputs = requests.own.infer(inputs, share_inputs=True)
-        return {next(iter(port.get_names())): array.copy() for port, array in outputs.items()}
+        return {next(iter(port.get_names())): array for port, array in outputs.items()}
 
     return run
 
